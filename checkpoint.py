@@ -1,0 +1,155 @@
+"""Checkpoints: a network's weights with all it takes to use them again."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from cli import PROJECT, UserError, replacing
+from data import check_palette, palette_for
+from models import CNN, DilatedUNet, RegressionCNN, UNet
+
+FORMAT = "colorization checkpoint 1"
+CLASSIFIERS = {"CNN": CNN, "UNet": UNet, "DUNet": DilatedUNet}
+FILE_STEMS = {"CNN": "cnn", "UNet": "unet", "DUNet": "dunet", "RegressionCNN": "regression_cnn"}
+
+
+@dataclass
+class Checkpoint:
+    """A network and where it comes from; `palette` is None for RegressionCNN."""
+
+    net: torch.nn.Module
+    model: str  # "CNN", "UNet", "DUNet" or "RegressionCNN"
+    kernel: int
+    num_filters: int
+    palette: np.ndarray | None = None  # (K, 3) float64, byte / 256
+    data: str = "unknown"
+    epoch: int = 0
+    figures: dict = field(default_factory=dict)  # of that epoch, such as valid_loss
+
+
+def build(model, kernel, num_filters, num_colors):
+    """Return a new network; `num_colors` is not used by RegressionCNN."""
+    if model == "RegressionCNN":
+        net = RegressionCNN(kernel, num_filters)
+    else:
+        net = CLASSIFIERS[model](kernel, num_filters, num_colors)
+    return net.to(memory_format=torch.channels_last)  # same numbers, and faster convolutions
+
+
+def file_name(model, kernel, num_filters):
+    """Return the customary name of such a network's checkpoint."""
+    return f"{FILE_STEMS[model]}_k{kernel}_f{num_filters}.pkl"
+
+
+def shipped_weights(model, kernel, num_filters):
+    """Return where the trained weights of such a network are. Raises UserError if there are none."""
+    path = PROJECT / "weights" / file_name(model, kernel, num_filters)
+    if not path.exists():
+        raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file with --checkpoint")
+    return path
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a checkpoint, whole or not at all. Raises UserError where that fails."""
+    content = {name: value for name, value in vars(checkpoint).items() if name not in ("net", "palette")}
+    content["format"] = FORMAT
+    content["palette"] = None if checkpoint.palette is None else torch.from_numpy(checkpoint.palette)
+    content["state_dict"] = {name: value.cpu().contiguous() for name, value in checkpoint.net.state_dict().items()}
+    with replacing(path) as file:
+        torch.save(content, file)
+
+
+def load_from_flags(args, model):
+    """Load the checkpoint that the flags name, else the weights shipped for `model`."""
+    path = args.checkpoint or shipped_weights(model or "UNet", args.kernel or 3, args.num_filters or 32)
+    colors = getattr(args, "colors", None)
+    checkpoint = load_checkpoint(path, model, args.kernel, args.num_filters, lambda: palette_for(args))
+    if colors and not np.array_equal(checkpoint.palette, palette_for(args)):
+        raise UserError(
+            f"{path}: made with another palette than --colors {colors}; leave --colors out or name another file"
+        )
+    return checkpoint
+
+
+def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=None):
+    """Read a checkpoint of this package, or a bare state dict such as the handout's.
+
+    What a checkpoint of this package says of itself counts; the arguments, where
+    they are not None, must agree with it. For a bare state dict they say what it
+    is (without them: kernel 3, 32 filters), and `palette()` is called for its palette.
+
+    Raises UserError where the file is neither, or does not fit.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the checkpoint ({error.strerror})") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # torch.load raises anything on a broken file
+        raise UserError(f"{path}: not a checkpoint, or a broken one; train it anew or fetch it again") from error
+    asked = {"model": model, "kernel": kernel, "num_filters": num_filters}
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        checkpoint = described_checkpoint(path, content, asked)
+    elif isinstance(content, dict) and content and all(torch.is_tensor(value) for value in content.values()):
+        if model is None:
+            raise UserError(f"{path}: weights alone, which do not say of what network; name it with --model")
+        colors = None if model == "RegressionCNN" else palette()
+        checkpoint = Checkpoint(None, model, kernel or 3, num_filters or 32, colors)
+        load_state(path, checkpoint, content)
+    else:
+        raise UserError(f"{path}: a file of PyTorch's, but not a checkpoint of this package and no state dict")
+    return checkpoint
+
+
+def described_checkpoint(path, content, asked):
+    """Make a Checkpoint from a file that describes itself and agrees with what is asked."""
+    for name, value in asked.items():
+        if value is not None and content.get(name) != value:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{path}: made with {flag} {content.get(name)}, not {value}; leave {flag} out or name another file"
+            )
+    try:
+        palette = content["palette"]
+        checkpoint = Checkpoint(
+            None,
+            palette=None if palette is None else check_palette(palette.numpy()),
+            **{name: content[name] for name in ("model", "kernel", "num_filters", "data", "epoch", "figures")},
+        )
+    except (KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: a checkpoint with wrong or missing entries ({error}); train it anew") from error
+    if checkpoint.model not in FILE_STEMS or (checkpoint.palette is None) != (checkpoint.model == "RegressionCNN"):
+        raise UserError(f"{path}: a checkpoint of an unknown network {checkpoint.model}; train it anew")
+    load_state(path, checkpoint, content["state_dict"])
+    return checkpoint
+
+
+def load_state(path, checkpoint, state):
+    """Build the checkpoint's network and fill it. Raises UserError where the weights do not fit."""
+    num_colors = 3 if checkpoint.palette is None else len(checkpoint.palette)
+    checkpoint.net = build(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors)
+    wanted = checkpoint.net.state_dict()
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # younger than the handout
+    what = (
+        f"{checkpoint.model} with kernel {checkpoint.kernel}, {checkpoint.num_filters} filters and {num_colors} colors"
+    )
+    for name in wanted.keys() - state.keys() - counters:
+        raise UserError(f"{path}: no weights of {what}: {name} is missing")
+    for name, value in state.items():
+        if name not in wanted or value.shape != wanted[name].shape:
+            found = "x".join(map(str, value.shape))
+            raise UserError(f"{path}: no weights of {what}: {name} is {found}; say by flags what network they are of")
+        if not value.isfinite().all():
+            raise UserError(f"{path}: {name} is not finite: the training that made it failed; train it anew")
+    checkpoint.net.load_state_dict(state, strict=False)
+
+
+def describe(checkpoint):
+    """Return one line that says what a checkpoint is."""
+    colors = "" if checkpoint.palette is None else f", {len(checkpoint.palette)} colors"
+    weights = sum(p.numel() for p in checkpoint.net.parameters())
+    return (
+        f"{checkpoint.model}, kernel {checkpoint.kernel}, {checkpoint.num_filters} filters{colors}: {weights:,} weights"
+    )

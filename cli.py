@@ -1,0 +1,107 @@
+"""What the scripts' command lines share: errors of one line, flags, the device."""
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PROJECT = Path(__file__).resolve().parent
+
+
+class UserError(Exception):
+    """Something the user can mend; the message says what is wrong and what to do."""
+
+
+def run(main):
+    """Call main(argv) and exit: code 2 and one line for a UserError, 130 for Ctrl-C."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextmanager
+def replacing(path, mode="wb"):
+    """Open a temporary file beside `path` that takes its place when the block succeeds.
+
+    A failure leaves `path` as it was. Missing folders are made. Raises UserError
+    where the file cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.chmod(handle, 0o666 & ~current_umask())
+        with open(handle, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write it ({error.strerror or error})") from error
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def current_umask():
+    """Return the mask of permissions that new files do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def choose_device(name):
+    """Return the torch device called `name`; None means CUDA where there is one, else the CPU."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: no such device; use cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: no such GPU on this machine; leave the flag out for the CPU")
+    return device
+
+
+def seed_everything(seed):
+    """Seed every generator of random numbers in use."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def number(kind, low, high, what):
+    """Return an argparse type: a `kind` (int or float) from `low` to `high`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {low} to {high}")
+        return value
+
+    return parse
+
+
+def odd_kernel(text):
+    """Argparse type of --kernel: an odd number from 1 to 15."""
+    value = number(int, 1, 15, "an odd number")(text)
+    if value % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is even; a filter needs a middle pixel: use 3 or 5")
+    return value

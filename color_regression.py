@@ -1,0 +1,88 @@
+"""The baseline: a network that gives red, green and blue of every pixel by regression.
+
+python color_regression.py                      measure the shipped weights, draw pictures
+python color_regression.py -e 80                train it
+python color_regression.py --data sample -e 3   train it on two photographs, offline
+"""
+
+import argparse
+from functools import partial
+
+import torch.nn.functional as F
+
+from checkpoint import Checkpoint, build, describe, load_from_flags
+from cli import choose_device, run, seed_everything
+from data import describe_data, network_input
+from plots import save_rows
+from training import add_training_flags, evaluate, fit, predict, training_images, validation_images
+
+MODEL = "RegressionCNN"
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_flags(parser, epochs=None)
+    return parser.parse_args(argv)
+
+
+def draw(path, title, net, images):
+    """Draw the first ten images: gray input, predicted colors, original."""
+    rows = {
+        "gray input": network_input(images[:10])[:, 0].cpu(),
+        "prediction": predict(net, images[:10]).permute(0, 2, 3, 1).cpu(),
+        "original": images[:10].permute(0, 2, 3, 1).cpu() / 256,
+    }
+    save_rows(path, title, rows)
+
+
+def gray_copy_error(images):
+    """Return the mean squared error of the trivial answer: the gray input as R, G and B."""
+    parts = images.split(1000)
+    errors = [F.mse_loss(network_input(part).expand(-1, 3, -1, -1), part.float() / 256) for part in parts]
+    return sum(len(part) * error.item() for part, error in zip(parts, errors)) / len(images)
+
+
+def train(args, device):
+    """Train a new network; write its checkpoint, figures and pictures."""
+    images, valid_images = training_images(args).to(device), validation_images(args).to(device)
+    seed_everything(args.seed)
+    kernel, num_filters = args.kernel or 3, args.num_filters or 32
+    net = build(MODEL, kernel, num_filters, 3).to(device)
+    checkpoint = Checkpoint(net, MODEL, kernel, num_filters, data=describe_data(args))
+    fit(args, checkpoint, images, images, valid_images, valid_images, partial(draw, net=net, images=valid_images))
+    print_errors(checkpoint, valid_images, describe_data(args))
+
+
+def validate(args, device):
+    """Measure a checkpoint, and draw its pictures."""
+    checkpoint = load_from_flags(args, MODEL)
+    images = validation_images(args).to(device)
+    checkpoint.net.to(device)
+    print(describe(checkpoint))
+    error = print_errors(checkpoint, images, describe_data(args))
+    path = args.out_dir / "regressioncnn_valid.png"
+    draw(path, f"{MODEL}: mean squared error {error:.6f}", checkpoint.net, images)
+    print(f"saved {path}")
+
+
+def print_errors(checkpoint, images, data):
+    """Print and return the network's mean squared error, beside that of the trivial answer."""
+    error, _ = evaluate(checkpoint.net, images, images)
+    print(
+        f"{len(images):,} images of {data}: mean squared error {error:.6f} (RGB in [0, 1)); "
+        f"copying the gray input to R, G and B gives {gray_copy_error(images):.6f}"
+    )
+    return error
+
+
+def main(argv):
+    args = parse(argv)
+    device = choose_device(args.device)
+    if args.valid or args.epochs is None:
+        validate(args, device)
+    else:
+        train(args, device)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,64 @@
+"""The pictures that the scripts write: rows of images, training curves, feature maps."""
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from cli import replacing
+
+
+def save(figure, path):
+    """Write a figure as PNG, whole or not at all."""
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=100, bbox_inches="tight", facecolor="white")
+
+
+def save_rows(path, title, rows):
+    """Write labeled rows of images: `rows` maps a label to an array (N, H, W, 3) or (N, H, W) in 0..1."""
+    columns = max(len(images) for images in rows.values())
+    figure = Figure(figsize=(1.15 * columns + 1.6, 1.15 * len(rows) + 0.5))
+    axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
+    for line, (label, images) in zip(axes, rows.items()):
+        for ax in line:
+            ax.axis("off")
+        for ax, image in zip(line, images):
+            ax.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        line[0].text(-0.08, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=11)
+    figure.suptitle(title, fontsize=11, y=0.9 + 0.25 / figure.get_figheight())
+    save(figure, path)
+
+
+def save_curve(path, title, history):
+    """Write the training curve: loss and, where there is one, accuracy, training against validation."""
+    epochs = [row["epoch"] for row in history]
+    names = {"loss": "loss"}
+    if not math.isnan(history[0]["valid_accuracy"]):
+        names["accuracy"] = "share of pixels in the right color"
+    figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
+    for ax, (name, label) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items()):
+        for part, words in (("train", "training"), ("valid", "validation")):
+            ax.plot(epochs, [row[f"{part}_{name}"] for row in history], marker=".", label=words)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+        ax.legend()
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def save_feature_maps(path, title, maps):
+    """Write one sheet of feature maps (C, H, W), each on its own scale from dark (least) to light (most)."""
+    columns = min(8, len(maps))
+    lines = math.ceil(len(maps) / columns)
+    figure = Figure(figsize=(1.3 * columns, 1.5 * lines + 0.5), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for ax in axes:
+        ax.axis("off")
+    for number, (ax, values) in enumerate(zip(axes, maps)):
+        ax.imshow(values, cmap="viridis", interpolation="nearest")
+        ax.set_title(f"{number}: {values.min():.2g} … {values.max():.2g}", fontsize=7)
+    figure.suptitle(title)
+    save(figure, path)

@@ -1,0 +1,286 @@
+"""The training loop and the validation that both scripts share."""
+
+import csv
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from checkpoint import describe, file_name, save_checkpoint
+from cli import UserError, number, odd_kernel, replacing
+from data import add_data_flags, load_images, network_input
+from plots import save_curve
+
+
+def add_network_flags(parser):
+    """Give an argument parser the flags of every script that uses a network."""
+    parser.add_argument("-k", "--kernel", type=odd_kernel, metavar="N", help="filter size, an odd number (3)")
+    parser.add_argument(
+        "-f",
+        "--num-filters",
+        "--num_filters",
+        type=number(int, 1, 1024, "a number of filters"),
+        metavar="N",
+        help="filters of the first stage (32)",
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (cuda where there is one)")
+    parser.add_argument(
+        "--out-dir",
+        type=Path,
+        default=Path("outputs"),
+        metavar="DIR",
+        help="folder for pictures and figures (%(default)s)",
+    )
+
+
+def add_training_flags(parser, epochs):
+    """Give an argument parser the flags of training and validation."""
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="where to save the weights (in --out-dir); with --valid the weights to use (the shipped ones)",
+    )
+    parser.add_argument("--valid", action="store_true", help="do not train: measure a checkpoint and draw its pictures")
+    parser.add_argument(
+        "-e",
+        "--epochs",
+        type=number(int, 1, 10_000, "a number of epochs"),
+        default=epochs,
+        metavar="N",
+        help=f"passes over the training images ({epochs or 'without it: do not train'})",
+    )
+    parser.add_argument(
+        "-b",
+        "--batch-size",
+        type=number(int, 2, 100_000, "a batch size"),
+        default=50,
+        metavar="N",
+        help="images per step (%(default)s)",
+    )
+    parser.add_argument(
+        "-l",
+        "--learn-rate",
+        type=number(float, 1e-8, 10, "a learning rate"),
+        default=0.01,
+        metavar="RATE",
+        help="peak of the learning rate (%(default)s)",
+    )
+    parser.add_argument(
+        "-s",
+        "--seed",
+        type=number(int, 0, 2**32 - 1, "a seed"),
+        default=0,
+        metavar="N",
+        help="seed of everything random (%(default)s)",
+    )
+    parser.add_argument(
+        "--shift",
+        type=number(int, 0, 8, "a number of pixels"),
+        default=1,
+        metavar="N",
+        help="move training images by up to N pixels each way, beside mirroring them (%(default)s)",
+    )
+    parser.add_argument(
+        "--holdout",
+        type=number(int, 0, 10**6, "a number of images"),
+        default=0,
+        metavar="N",
+        help="validate on N training images, left out of training, instead of the test images",
+    )
+    parser.add_argument("--plot", action="store_true", help="draw sample pictures after every epoch, too")
+    add_network_flags(parser)
+    add_data_flags(parser)
+
+
+def training_images(args):
+    """Return the images to train on, less those that --holdout keeps for validation."""
+    images = load_images(args, train=True)
+    return hold_out(images, args.holdout)[0]
+
+
+def validation_images(args):
+    """Return the images to validate on: the test images, or what --holdout keeps of the training images."""
+    if args.holdout:
+        return hold_out(load_images(args, train=True), args.holdout)[1]
+    return load_images(args, train=False)
+
+
+def hold_out(images, count):
+    """Split off `count` images, the same ones for every seed of training: (the others, those)."""
+    if count >= len(images):
+        raise UserError(f"--holdout {count}: there are only {len(images):,} training images")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return images[order[count:].sort().values], images[order[:count].sort().values]
+
+
+def loss_and_accuracy(outputs, targets):
+    """Return the mean loss and the share of right pixels, as tensors on the device.
+
+    Logits (N, K, H, W) with labels (N, H, W), uint8: cross-entropy in nats per pixel.
+    Colors (N, 3, H, W) with images (N, 3, H, W), uint8: mean squared error over RGB
+    in [0, 1), and not-a-number for the accuracy, since regression has none.
+    """
+    if targets.dim() == 4:
+        return F.mse_loss(outputs, targets.float() / 256), outputs.new_full((), math.nan)
+    flat = outputs.permute(0, 2, 3, 1).flatten(0, 2)  # (N·H·W, K), without a copy for channels-last
+    labels = targets.flatten().long()
+    return F.cross_entropy(flat, labels), (flat.detach().argmax(1) == labels).float().mean()
+
+
+@torch.no_grad()
+def predict(net, images, batch_size=100):
+    """Return the network's outputs in evaluation mode for uint8 images (N, 3, H, W), on their device."""
+    was_training = net.training
+    net.eval()
+    outputs = torch.cat([net(network_input(part)) for part in images.split(batch_size)])
+    net.train(was_training)
+    return outputs
+
+
+def evaluate(net, images, targets, batch_size=100):
+    """Return (loss, accuracy) over all images in evaluation mode, exact for any batch size."""
+    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
+    for part, target in zip(images.split(batch_size), targets.split(batch_size)):
+        outputs = predict(net, part, batch_size)
+        sums += len(part) * torch.stack(loss_and_accuracy(outputs, target))
+    return tuple((sums / len(images)).tolist())
+
+
+def augmented(images, targets, shift):
+    """Mirror every image left to right or not, and move it by up to `shift` pixels each way, at random.
+
+    Each target, (N, H, W) or (N, 3, H, W), moves with its image; borders are mirrored.
+    """
+    count, height, width = len(images), *images.shape[-2:]
+
+    def moved(size):  # the row or column that each pixel is taken from, (N, size)
+        by = torch.randint(-shift, shift + 1, (count, 1), device=images.device)
+        wanted = (torch.arange(size, device=images.device) + by).abs()
+        return torch.where(wanted < size, wanted, 2 * (size - 1) - wanted)
+
+    rows, columns = moved(height), moved(width)
+    mirrored = torch.rand(count, 1, device=images.device) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+
+    def taken(x):
+        each = (count, *[1] * (x.dim() - 3))
+        x = x.gather(-2, rows.view(*each, height, 1).expand_as(x))
+        return x.gather(-1, columns.view(*each, 1, width).expand_as(x))
+
+    return taken(images), taken(targets)
+
+
+def train_epoch(net, optimizer, schedule, images, targets, batch_size, shift):
+    """Pass once over all images in random order; return the mean (loss, accuracy) along the way."""
+    net.train()
+    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
+    order = torch.randperm(len(images), device=images.device)
+    for chosen in tqdm(order.split(batch_size), leave=False, disable=None, unit="step"):
+        part, target = augmented(images[chosen], targets[chosen], shift)
+        loss, accuracy = loss_and_accuracy(net(network_input(part)), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        sums += len(chosen) * torch.stack([loss.detach(), accuracy])
+    return tuple((sums / len(images)).tolist())
+
+
+def train(net, images, targets, valid_images, valid_targets, *, epochs, batch_size, learn_rate, shift, log):
+    """Train with Adam under a one-cycle learning rate (Smith and Topin 2019).
+
+    Images are uint8 (N, 3, H, W) on the network's device; targets are labels
+    (N, H, W) or, for regression, the images. Calls log(row) after every epoch
+    with a dict of figures. Raises UserError if the loss is not finite.
+    """
+    optimizer = torch.optim.AdamW(net.parameters(), lr=learn_rate, weight_decay=0, fused=True)
+    steps = epochs * math.ceil(len(images) / batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learn_rate, total_steps=steps + 1)
+    for epoch in range(1, epochs + 1):
+        start = time.perf_counter()
+        train_loss, train_accuracy = train_epoch(net, optimizer, schedule, images, targets, batch_size, shift)
+        if not math.isfinite(train_loss):
+            raise UserError(
+                f"the loss is no longer finite in epoch {epoch}: use a smaller --learn-rate than {learn_rate:g}"
+            )
+        valid_loss, valid_accuracy = evaluate(net, valid_images, valid_targets)
+        log(
+            {
+                "epoch": epoch,
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "valid_loss": valid_loss,
+                "valid_accuracy": valid_accuracy,
+                "learning_rate": schedule.get_last_lr()[0],
+                "seconds": time.perf_counter() - start,
+            }
+        )
+
+
+def fit(args, checkpoint, images, targets, valid_images, valid_targets, draw):
+    """Train the checkpoint's network as the flags say, and write all that comes of it.
+
+    After every epoch: its figures to the screen and a CSV file, and the checkpoint.
+    At the end: the training curve and the pictures, by draw(path, title).
+    """
+    name = file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
+    path = args.checkpoint or args.out_dir / name
+    csv_path = args.out_dir / f"{path.stem}.csv"
+    if args.batch_size > len(images):
+        raise UserError(f"--batch-size {args.batch_size}: there are only {len(images):,} training images")
+    counts = f"{len(images):,} training and {len(valid_images):,} validation images"
+    print(f"{describe(checkpoint)}\n{counts} of {checkpoint.data}, on {images.device}", flush=True)
+    history = []
+
+    def log(row):
+        if not history:
+            write_row(csv_path, row, new=True)
+        write_row(csv_path, row.values())
+        history.append(row)
+        figures = figures_in_words(row["valid_loss"], row["valid_accuracy"])
+        line = f"epoch {row['epoch']:3}/{args.epochs}   training loss {row['train_loss']:.5f}   {figures}"
+        print(f"{line}   {row['seconds']:.1f} s", flush=True)
+        checkpoint.epoch, checkpoint.figures = row["epoch"], row
+        save_checkpoint(path, checkpoint)
+        if args.plot:
+            draw(
+                args.out_dir / f"{path.stem}_epoch{row['epoch']:03}.png",
+                f"{checkpoint.model} after epoch {row['epoch']}: {figures}",
+            )
+
+    train(
+        checkpoint.net,
+        images,
+        targets,
+        valid_images,
+        valid_targets,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        learn_rate=args.learn_rate,
+        shift=args.shift,
+        log=log,
+    )
+    curve, pictures = args.out_dir / f"{path.stem}_curve.png", args.out_dir / f"{path.stem}_images.png"
+    title = f"{checkpoint.model}, {checkpoint.data}, {args.epochs} epochs"
+    save_curve(curve, title, history)
+    draw(pictures, f"{title}: {figures_in_words(history[-1]['valid_loss'], history[-1]['valid_accuracy'])}")
+    print(f"saved {path}, {csv_path}, {curve}, {pictures}")
+
+
+def write_row(path, row, new=False):
+    """Append one row to a CSV file; `new` begins the file anew."""
+    if new:
+        with replacing(path, "w") as file:
+            csv.writer(file, lineterminator="\n").writerow(row)
+        return
+    with open(path, "a", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerow(row)
+
+
+def figures_in_words(loss, accuracy):
+    """Return validation figures in words; an accuracy of not-a-number is left out."""
+    return f"validation loss {loss:.5f}" + ("" if math.isnan(accuracy) else f", accuracy {accuracy:.2%}")
