@@ -1,6 +1,8 @@
 """Checkpoints: a network's weights with all it takes to use them again."""
 
+import io
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -82,9 +84,11 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
     Raises UserError where the file is neither, or does not fit.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        raw = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot read the checkpoint ({error.strerror})") from error
+    try:
+        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # torch.load raises anything on a broken file

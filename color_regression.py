@@ -6,7 +6,6 @@ python color_regression.py --data sample -e 3   train it on two photographs, off
 """
 
 import argparse
-from functools import partial
 
 import torch.nn.functional as F
 
@@ -14,7 +13,7 @@ from checkpoint import Checkpoint, build, describe, load_from_flags
 from cli import choose_device, run, seed_everything
 from data import describe_data, network_input
 from plots import save_rows
-from training import add_training_flags, evaluate, fit, predict, training_images, validation_images
+from training import add_training_flags, evaluate, fit, predict, validation_examples
 
 MODEL = "RegressionCNN"
 
@@ -25,14 +24,20 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def draw(path, title, net, images):
+def draw(path, title, net, valid):
     """Draw the first ten images: gray input, predicted colors, original."""
+    images = valid.images[:10]
     rows = {
-        "gray input": network_input(images[:10])[:, 0].cpu(),
-        "prediction": predict(net, images[:10]).permute(0, 2, 3, 1).cpu(),
-        "original": images[:10].permute(0, 2, 3, 1).cpu() / 256,
+        "gray input": network_input(images)[:, 0].cpu(),
+        "prediction": predict(net, images).permute(0, 2, 3, 1).cpu(),
+        "original": images.permute(0, 2, 3, 1).cpu() / 256,
     }
     save_rows(path, title, rows)
+
+
+def themselves(images):
+    """Return what the network should make of images: their own colors."""
+    return images
 
 
 def gray_copy_error(images):
@@ -44,24 +49,23 @@ def gray_copy_error(images):
 
 def train(args, device):
     """Train a new network; write its checkpoint, figures and pictures."""
-    images, valid_images = training_images(args).to(device), validation_images(args).to(device)
-    seed_everything(args.seed)
     kernel, num_filters = args.kernel or 3, args.num_filters or 32
+    seed_everything(args.seed)
     net = build(MODEL, kernel, num_filters, 3).to(device)
     checkpoint = Checkpoint(net, MODEL, kernel, num_filters, data=describe_data(args))
-    fit(args, checkpoint, images, images, valid_images, valid_images, partial(draw, net=net, images=valid_images))
-    print_errors(checkpoint, valid_images, describe_data(args))
+    valid = fit(args, checkpoint, themselves, draw)
+    print_errors(checkpoint, valid.images, describe_data(args))
 
 
 def validate(args, device):
     """Measure a checkpoint, and draw its pictures."""
     checkpoint = load_from_flags(args, MODEL)
-    images = validation_images(args).to(device)
-    checkpoint.net.to(device)
+    net = checkpoint.net.to(device)
+    valid = validation_examples(args, themselves, device)
     print(describe(checkpoint))
-    error = print_errors(checkpoint, images, describe_data(args))
+    error = print_errors(checkpoint, valid.images, describe_data(args))
     path = args.out_dir / "regressioncnn_valid.png"
-    draw(path, f"{MODEL}: mean squared error {error:.6f}", checkpoint.net, images)
+    draw(path, f"{MODEL}: mean squared error {error:.6f}", net, valid)
     print(f"saved {path}")
 
 

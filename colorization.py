@@ -12,7 +12,7 @@ from checkpoint import CLASSIFIERS, Checkpoint, build, describe, load_from_flags
 from cli import choose_device, run, seed_everything
 from data import describe_data, network_input, palette_for, quantize
 from plots import save_rows
-from training import add_training_flags, evaluate, figures_in_words, fit, predict, training_images, validation_images
+from training import add_training_flags, evaluate, figures_in_words, fit, predict, validation_examples
 
 
 def parse(argv):
@@ -28,9 +28,9 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def draw(path, title, net, images, labels, palette):
+def draw(path, title, net, valid, palette):
     """Draw the first ten images: gray input, true and predicted palette colors, original."""
-    images, labels = images[:10], labels[:10]
+    images, labels = valid.images[:10], valid.targets[:10]
     predicted = predict(net, images).argmax(1)  # (10, H, W)
     rows = {
         "gray input": network_input(images)[:, 0].cpu(),
@@ -45,25 +45,21 @@ def train(args, device):
     """Train a new network; write its checkpoint, figures and pictures."""
     model, kernel, num_filters = args.model or "UNet", args.kernel or 3, args.num_filters or 32
     palette = palette_for(args)
-    images, valid_images = training_images(args).to(device), validation_images(args).to(device)
-    labels, valid_labels = (quantize(part.cpu(), palette).to(device) for part in (images, valid_images))
     seed_everything(args.seed)
     net = build(model, kernel, num_filters, len(palette)).to(device)
     checkpoint = Checkpoint(net, model, kernel, num_filters, palette, describe_data(args))
-    pictures = partial(draw, net=net, images=valid_images, labels=valid_labels, palette=palette)
-    fit(args, checkpoint, images, labels, valid_images, valid_labels, pictures)
+    fit(args, checkpoint, partial(quantize, palette=palette), partial(draw, palette=palette))
 
 
 def validate(args, device):
     """Measure a checkpoint, and draw its pictures."""
     checkpoint = load_from_flags(args, args.model)
-    images = validation_images(args)
-    labels = quantize(images, checkpoint.palette).to(device)
-    images, net = images.to(device), checkpoint.net.to(device)
-    figures = figures_in_words(*evaluate(net, images, labels))
-    print(f"{describe(checkpoint)}\n{len(images):,} images of {describe_data(args)}: {figures}")
+    net, palette = checkpoint.net.to(device), checkpoint.palette
+    valid = validation_examples(args, partial(quantize, palette=palette), device)
+    figures = figures_in_words(*evaluate(net, *valid))
+    print(f"{describe(checkpoint)}\n{len(valid.images):,} images of {describe_data(args)}: {figures}")
     path = args.out_dir / f"{checkpoint.model.lower()}_valid.png"
-    draw(path, f"{checkpoint.model}: {figures}", net, images, labels, checkpoint.palette)
+    draw(path, f"{checkpoint.model}: {figures}", net, valid, palette)
     print(f"saved {path}")
 
 

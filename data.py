@@ -65,7 +65,14 @@ def load_images(args, train):
     """Return the training or test images that the flags name, uint8 (N, 3, 32, 32)."""
     if args.data == "sample":
         return sample_images(train)
-    return cifar10_images(args.data_dir, args.category, train)
+    return cifar10_images(args.data_dir, CLASSES if args.category == "all" else [args.category], train)
+
+
+def load_other_classes(args):
+    """Return CIFAR-10's training images of all classes but the flags' own, uint8 (N, 3, 32, 32)."""
+    if args.data == "sample" or args.category == "all":
+        raise UserError("--pretrain learns from CIFAR-10's other classes: it goes with one --category alone")
+    return cifar10_images(args.data_dir, [name for name in CLASSES if name != args.category], train=True)
 
 
 def describe_data(args):
@@ -76,9 +83,6 @@ def describe_data(args):
 def network_input(images):
     """Turn uint8 images (N, 3, H, W) into gray (N, 1, H, W), float32 in [0, 1)."""
     return images.float().mean(1, keepdim=True) / 256
-
-
-# CIFAR-10 -----------------------------------------------------------------
 
 
 class PickledArray:
@@ -158,13 +162,14 @@ def read_batch(path):
     return images, np.array(labels)
 
 
-def cifar10_images(data_dir, category, train):
-    """Return CIFAR-10's training or test images of one class or "all", uint8 (N, 3, 32, 32)."""
+def cifar10_images(data_dir, categories, train):
+    """Return CIFAR-10's training or test images of the named classes, uint8 (N, 3, 32, 32)."""
     folder = cifar10_folder(data_dir)
+    wanted = [CLASSES.index(name) for name in categories]
     kept = []
     for name in TRAIN_FILES if train else TEST_FILES:
         images, labels = read_batch(folder / name)
-        kept.append(images if category == "all" else images[labels == CLASSES.index(category)])
+        kept.append(images[np.isin(labels, wanted)])
     return torch.from_numpy(np.concatenate(kept)).view(-1, 3, SIZE, SIZE)
 
 
@@ -237,9 +242,6 @@ def unpack(archive, folder, sha256):
         raise UserError(f"{archive}: cannot unpack it ({error.strerror or error})") from error
 
 
-# The sample photographs ----------------------------------------------------
-
-
 def sample_images(train):
     """Return 32x32 crops of scikit-learn's two photographs at five scales, uint8 (N, 3, 32, 32).
 
@@ -261,9 +263,6 @@ def sample_images(train):
                     crops.append(small[top : top + SIZE, left : left + SIZE])
     order = np.random.default_rng(0).permutation(len(crops))  # the first ten shall differ
     return torch.from_numpy(np.stack(crops)[order]).permute(0, 3, 1, 2).contiguous()
-
-
-# The palette ---------------------------------------------------------------
 
 
 def color_codes(images):

@@ -24,7 +24,7 @@ def save_rows(path, title, rows):
         for ax in line:
             ax.axis("off")
         for ax, image in zip(line, images):
-            ax.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.imshow(np.clip(np.asarray(image), 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         line[0].text(-0.08, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=11)
     figure.suptitle(title, fontsize=11, y=0.9 + 0.25 / figure.get_figheight())
     save(figure, path)
@@ -58,7 +58,7 @@ def save_feature_maps(path, title, maps):
     for ax in axes:
         ax.axis("off")
     for number, (ax, values) in enumerate(zip(axes, maps)):
-        ax.imshow(values, cmap="viridis", interpolation="nearest")
+        ax.imshow(np.asarray(values), cmap="viridis", interpolation="nearest")
         ax.set_title(f"{number}: {values.min():.2g} … {values.max():.2g}", fontsize=7)
     figure.suptitle(title)
     save(figure, path)

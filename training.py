@@ -4,6 +4,7 @@ import csv
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,10 @@ from tqdm import tqdm
 
 from checkpoint import describe, file_name, save_checkpoint
 from cli import UserError, number, odd_kernel, replacing
-from data import add_data_flags, load_images, network_input
+from data import add_data_flags, load_images, load_other_classes, network_input
 from plots import save_curve
+
+FINE_TUNING_RATE = 0.3  # of the peak learning rate, for the category's own epochs after --pretrain
 
 
 def add_network_flags(parser):
@@ -52,6 +55,13 @@ def add_training_flags(parser, epochs):
         default=epochs,
         metavar="N",
         help=f"passes over the training images ({epochs or 'without it: do not train'})",
+    )
+    parser.add_argument(
+        "--pretrain",
+        type=number(int, 0, 10_000, "a number of epochs"),
+        default=0,
+        metavar="N",
+        help="before them, N epochs on all classes of CIFAR-10 (%(default)s)",
     )
     parser.add_argument(
         "-b",
@@ -96,17 +106,29 @@ def add_training_flags(parser, epochs):
     add_data_flags(parser)
 
 
-def training_images(args):
-    """Return the images to train on, less those that --holdout keeps for validation."""
+class Examples(NamedTuple):
+    """Images to learn from or to measure by, and what a network should make of them."""
+
+    images: torch.Tensor  # (N, 3, H, W) uint8
+    targets: torch.Tensor  # labels (N, H, W) uint8, or for regression the images
+
+
+def training_examples(args, targets_of, device):
+    """Return the examples to train on, less those that --holdout keeps for validation."""
     images = load_images(args, train=True)
-    return hold_out(images, args.holdout)[0]
+    return examples_on(device, hold_out(images, args.holdout)[0] if args.holdout else images, targets_of)
 
 
-def validation_images(args):
-    """Return the images to validate on: the test images, or what --holdout keeps of the training images."""
+def validation_examples(args, targets_of, device):
+    """Return the test examples, or with --holdout those that it keeps of the training images."""
     if args.holdout:
-        return hold_out(load_images(args, train=True), args.holdout)[1]
-    return load_images(args, train=False)
+        return examples_on(device, hold_out(load_images(args, train=True), args.holdout)[1], targets_of)
+    return examples_on(device, load_images(args, train=False), targets_of)
+
+
+def examples_on(device, images, targets_of):
+    """Put images and their targets on the device."""
+    return Examples(images.to(device), targets_of(images).to(device))
 
 
 def hold_out(images, count):
@@ -174,40 +196,40 @@ def augmented(images, targets, shift):
     return taken(images), taken(targets)
 
 
-def train_epoch(net, optimizer, schedule, images, targets, batch_size, shift):
-    """Pass once over all images in random order; return the mean (loss, accuracy) along the way."""
+def train_epoch(net, optimizer, schedule, examples, batch_size, shift):
+    """Pass once over all examples in random order; return the mean (loss, accuracy) along the way."""
     net.train()
-    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
-    order = torch.randperm(len(images), device=images.device)
+    device, count = examples.images.device, len(examples.images)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    order = torch.randperm(count, device=device)
     for chosen in tqdm(order.split(batch_size), leave=False, disable=None, unit="step"):
-        part, target = augmented(images[chosen], targets[chosen], shift)
-        loss, accuracy = loss_and_accuracy(net(network_input(part)), target)
+        images, targets = augmented(examples.images[chosen], examples.targets[chosen], shift)
+        loss, accuracy = loss_and_accuracy(net(network_input(images)), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         sums += len(chosen) * torch.stack([loss.detach(), accuracy])
-    return tuple((sums / len(images)).tolist())
+    return tuple((sums / count).tolist())
 
 
-def train(net, images, targets, valid_images, valid_targets, *, epochs, batch_size, learn_rate, shift, log):
+def train(net, examples, valid, *, epochs, batch_size, learn_rate, shift, log):
     """Train with Adam under a one-cycle learning rate (Smith and Topin 2019).
 
-    Images are uint8 (N, 3, H, W) on the network's device; targets are labels
-    (N, H, W) or, for regression, the images. Calls log(row) after every epoch
-    with a dict of figures. Raises UserError if the loss is not finite.
+    The examples are on the network's device. Calls log(row) after every epoch with
+    a dict of figures. Raises UserError if the loss is not finite.
     """
     optimizer = torch.optim.AdamW(net.parameters(), lr=learn_rate, weight_decay=0, fused=True)
-    steps = epochs * math.ceil(len(images) / batch_size)
+    steps = epochs * math.ceil(len(examples.images) / batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learn_rate, total_steps=steps + 1)
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
-        train_loss, train_accuracy = train_epoch(net, optimizer, schedule, images, targets, batch_size, shift)
+        train_loss, train_accuracy = train_epoch(net, optimizer, schedule, examples, batch_size, shift)
         if not math.isfinite(train_loss):
             raise UserError(
                 f"the loss is no longer finite in epoch {epoch}: use a smaller --learn-rate than {learn_rate:g}"
             )
-        valid_loss, valid_accuracy = evaluate(net, valid_images, valid_targets)
+        valid_loss, valid_accuracy = evaluate(net, *valid)
         log(
             {
                 "epoch": epoch,
@@ -221,54 +243,57 @@ def train(net, images, targets, valid_images, valid_targets, *, epochs, batch_si
         )
 
 
-def fit(args, checkpoint, images, targets, valid_images, valid_targets, draw):
+def fit(args, checkpoint, targets_of, draw):
     """Train the checkpoint's network as the flags say, and write all that comes of it.
 
+    targets_of(images) makes the targets; draw(path, title, net, valid) the pictures.
     After every epoch: its figures to the screen and a CSV file, and the checkpoint.
-    At the end: the training curve and the pictures, by draw(path, title).
+    At the end: the training curve and the pictures. Returns the validation examples.
     """
-    name = file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
-    path = args.checkpoint or args.out_dir / name
+    net, device = checkpoint.net, next(checkpoint.net.parameters()).device
+    path = args.checkpoint or args.out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
     csv_path = args.out_dir / f"{path.stem}.csv"
-    if args.batch_size > len(images):
-        raise UserError(f"--batch-size {args.batch_size}: there are only {len(images):,} training images")
-    counts = f"{len(images):,} training and {len(valid_images):,} validation images"
-    print(f"{describe(checkpoint)}\n{counts} of {checkpoint.data}, on {images.device}", flush=True)
+    examples = training_examples(args, targets_of, device)
+    valid = validation_examples(args, targets_of, device)
+    if args.batch_size > len(examples.images):
+        raise UserError(f"--batch-size {args.batch_size}: there are only {len(examples.images):,} training images")
+    counts = f"{len(examples.images):,} training and {len(valid.images):,} validation images"
+    print(f"{describe(checkpoint)}\n{counts} of {checkpoint.data}, on {device}", flush=True)
     history = []
 
     def log(row):
+        row["epoch"] = len(history) + 1  # the first training's epochs count, too
         if not history:
             write_row(csv_path, row, new=True)
         write_row(csv_path, row.values())
         history.append(row)
         figures = figures_in_words(row["valid_loss"], row["valid_accuracy"])
-        line = f"epoch {row['epoch']:3}/{args.epochs}   training loss {row['train_loss']:.5f}   {figures}"
+        line = (
+            f"epoch {row['epoch']:3}/{args.pretrain + args.epochs}   training loss {row['train_loss']:.5f}   {figures}"
+        )
         print(f"{line}   {row['seconds']:.1f} s", flush=True)
         checkpoint.epoch, checkpoint.figures = row["epoch"], row
         save_checkpoint(path, checkpoint)
         if args.plot:
-            draw(
-                args.out_dir / f"{path.stem}_epoch{row['epoch']:03}.png",
-                f"{checkpoint.model} after epoch {row['epoch']}: {figures}",
-            )
+            title = f"{checkpoint.model} after epoch {row['epoch']}: {figures}"
+            draw(args.out_dir / f"{path.stem}_epoch{row['epoch']:03}.png", title, net, valid)
 
-    train(
-        checkpoint.net,
-        images,
-        targets,
-        valid_images,
-        valid_targets,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        learn_rate=args.learn_rate,
-        shift=args.shift,
-        log=log,
-    )
+    settings = {"batch_size": args.batch_size, "shift": args.shift, "log": log}
+    learn_rate = args.learn_rate
+    if args.pretrain:
+        others = examples_on(device, load_other_classes(args), targets_of)
+        print(f"first {args.pretrain} epochs on these and {len(others.images):,} images of other classes", flush=True)
+        everything = Examples(*(torch.cat(pair) for pair in zip(others, examples)))
+        train(net, everything, valid, epochs=args.pretrain, learn_rate=learn_rate, **settings)
+        learn_rate *= FINE_TUNING_RATE
+    train(net, examples, valid, epochs=args.epochs, learn_rate=learn_rate, **settings)
+
+    title = f"{checkpoint.model}, {checkpoint.data}, {args.pretrain + args.epochs} epochs"
     curve, pictures = args.out_dir / f"{path.stem}_curve.png", args.out_dir / f"{path.stem}_images.png"
-    title = f"{checkpoint.model}, {checkpoint.data}, {args.epochs} epochs"
     save_curve(curve, title, history)
-    draw(pictures, f"{title}: {figures_in_words(history[-1]['valid_loss'], history[-1]['valid_accuracy'])}")
+    draw(pictures, f"{title}: {figures_in_words(history[-1]['valid_loss'], history[-1]['valid_accuracy'])}", net, valid)
     print(f"saved {path}, {csv_path}, {curve}, {pictures}")
+    return valid
 
 
 def write_row(path, row, new=False):

@@ -1,0 +1,279 @@
+"""Reading images and palettes, quantizing, downloading; and what lies in the way of each."""
+
+import http.server
+import io
+import pickle
+import tarfile
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROWS, Payload, batch_bytes, handout_palette, hostile_palette, smooth_images, write_archive
+
+import data
+from cli import UserError
+
+
+def brute_force(images, palette):
+    """The nearest palette color of every pixel, the plain way; argmin takes the first of equals."""
+    pixels = images.permute(0, 2, 3, 1).numpy() / 256
+    return ((pixels[..., None, :] - palette) ** 2).sum(-1).argmin(-1)
+
+
+def test_quantizer_is_brute_force_with_ties():
+    # Each color twice, and colors whose middle is a byte: ties everywhere.
+    palette = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0, 0, 0], [0.5, 0.5, 0.5], [0.25, 0.75, 0.25], [0.75, 0.25, 0.75]])
+    random = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32)).astype(np.uint8))
+    ties = torch.full((1, 3, 32, 32), 64, dtype=torch.uint8)  # half way between colors 0 and 1
+    labels = data.quantize(torch.cat([random, ties]), palette)
+    assert labels.dtype == torch.uint8
+    assert (labels.numpy() == brute_force(torch.cat([random, ties]), palette)).all()
+    assert (labels[3] == 0).all()
+    assert not (labels == 2).any()
+
+
+def test_quantizer_with_many_colors_and_any_size():
+    palette = np.random.default_rng(1).random((256, 3))
+    images = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (2, 3, 8, 12)).astype(np.uint8))
+    assert (data.quantize(images, palette).numpy() == brute_force(images, palette)).all()
+
+
+def test_gray_is_the_mean_over_256():
+    image = torch.tensor([255, 0, 3], dtype=torch.uint8).view(1, 3, 1, 1)
+    assert data.network_input(image).item() == 86 / 256
+
+
+def test_cifar_by_category(cifar):
+    horses = data.cifar10_images(cifar, ["horse"], train=True)
+    assert horses.shape == (5 * ROWS // 10, 3, 32, 32)
+    assert horses.dtype == torch.uint8
+    expected = [smooth_images(ROWS, seed)[row] for seed in range(5) for row in range(7, ROWS, 10)]
+    assert (horses.numpy() == np.stack(expected)).all()
+    assert len(data.cifar10_images(cifar, data.CLASSES, train=True)) == 5 * ROWS
+    assert (data.cifar10_images(cifar, ["airplane"], train=False)[0].numpy() == smooth_images(ROWS, 5)[0]).all()
+
+
+BROKEN = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-5000]),
+    "html": lambda path: path.write_bytes(b"<!DOCTYPE html><html></html>"),
+    "few images": lambda path: path.write_bytes(batch_bytes(smooth_images(20).reshape(20, -1), [7] * ROWS)),
+    "few labels": lambda path: path.write_bytes(batch_bytes(smooth_images(ROWS).reshape(ROWS, -1), [7] * 20)),
+    "wrong label": lambda path: path.write_bytes(batch_bytes(smooth_images(ROWS).reshape(ROWS, -1), [10] * ROWS)),
+    "other content": lambda path: path.write_bytes(pickle.dumps({b"data": 1, b"labels": 2}, 2)),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+def test_broken_batches_are_named(cifar, damage):
+    path = cifar / data.FOLDER / "data_batch_3"
+    BROKEN[damage](path)
+    with pytest.raises(UserError, match=r"data_batch_3.*remove"):
+        data.cifar10_images(cifar, ["horse"], train=True)
+
+
+def test_a_hostile_batch_does_nothing(cifar, tmp_path):
+    path = cifar / data.FOLDER / "test_batch"
+    path.write_bytes(pickle.dumps(Payload(tmp_path / "mark"), 2))
+    with pytest.raises(UserError, match="test_batch"):
+        data.cifar10_images(cifar, ["horse"], train=False)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_the_archive_is_unpacked_once(cifar, monkeypatch):
+    folder = cifar / data.FOLDER
+    before = data.cifar10_images(cifar, data.CLASSES, train=False)
+    monkeypatch.setattr(data, "SHA256", write_archive(cifar / "cifar-10-python.tar.gz", folder))
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    assert (data.cifar10_images(cifar, data.CLASSES, train=False) == before).all()
+    (cifar / "cifar-10-python.tar.gz").unlink()
+    assert (data.cifar10_images(cifar, data.CLASSES, train=False) == before).all()
+    assert sorted(path.name for path in cifar.iterdir()) == [data.FOLDER]
+
+
+def test_archives_that_are_not_cifar_leave_no_folder(tmp_path, monkeypatch):
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_bytes(b"half an archive")
+    with pytest.raises(UserError, match="SHA-256"):
+        data.cifar10_folder(tmp_path)
+    (tmp_path / "something").mkdir()
+    sha = write_archive(archive, tmp_path / "something")
+    with pytest.raises(UserError, match="not the archive of CIFAR-10"):
+        data.unpack(archive, tmp_path / data.FOLDER, sha)
+    with tarfile.open(archive, "w:gz") as tar:
+        link = tarfile.TarInfo(f"{data.FOLDER}/data_batch_1")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(UserError, match="data_batch_1 is not a batch"):
+        data.unpack(archive, tmp_path / data.FOLDER, data.hashlib.sha256(archive.read_bytes()).hexdigest())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-python.tar.gz", "something"]
+
+
+@pytest.fixture
+def server():
+    """An HTTP server on this machine; `.answer` is (status, announced length or None, body)."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, length, body = state.answer
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body) if length is None else length))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state = SimpleNamespace(answer=(200, None, b""), url=f"http://127.0.0.1:{httpd.server_port}/file.tar.gz")
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield state
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_a_download_arrives_whole(server, tmp_path):
+    body = bytes(range(256)) * 3000
+    server.answer = (200, None, body)
+    data.download(server.url, tmp_path / "new" / "file", data.hashlib.sha256(body).hexdigest())
+    assert (tmp_path / "new" / "file").read_bytes() == body
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (404, None, b"no such page"),
+        (200, None, b"<html>an error page</html>"),
+        (200, 9000, b"cut short"),
+        (500, None, b""),
+    ],
+)
+def test_a_failed_download_leaves_nothing(server, tmp_path, monkeypatch, answer):
+    server.answer = answer
+    monkeypatch.setattr(data, "URL", server.url)
+    with pytest.raises(UserError, match="--data sample") as error:
+        data.cifar10_folder(tmp_path)
+    assert server.url in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_download_leaves_nothing(server, tmp_path, monkeypatch):
+    def interrupt(self, count):
+        raise KeyboardInterrupt
+
+    server.answer = (200, None, bytes(1000))
+    monkeypatch.setattr(data.tqdm, "update", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        data.download(server.url, tmp_path / "file", "0" * 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_network_is_one_clear_message(fails, tmp_path, monkeypatch):
+    import colorization
+
+    url = "http://127.0.0.1:9/cifar-10-python.tar.gz"  # nothing listens there
+    monkeypatch.setattr(data, "URL", url)
+    line = fails(colorization.main, "--data-dir", tmp_path / "data", "--out-dir", tmp_path)
+    for part in (url, str(tmp_path / "data"), "--data sample"):
+        assert part in line
+
+
+def test_sample_crops_share_no_pixel(monkeypatch):
+    photo = np.zeros((427, 640, 3), np.uint8)
+    photo[:, 320:480] = 255
+    monkeypatch.setattr("sklearn.datasets.load_sample_images", lambda: SimpleNamespace(images=[photo]))
+    assert (data.sample_images(train=True) == 0).all()
+    assert (data.sample_images(train=False) == 255).all()
+
+
+def test_sample_crops_are_thousands_of_small_pictures():
+    train, valid = data.sample_images(train=True), data.sample_images(train=False)
+    assert len(train) > 3000
+    assert len(valid) > 200
+    assert train.shape[1:] == valid.shape[1:] == (3, 32, 32)
+    assert train.dtype == torch.uint8
+
+
+def test_palette_is_fitted_to_all_pixels_and_repeats():
+    centers = np.array([[20, 30, 40], [200, 190, 10], [120, 230, 240]])
+    noise = np.random.default_rng(0).integers(-6, 7, (20, 16, 16, 3))
+    images = centers[np.random.default_rng(1).integers(0, 3, (20, 16, 16))] + noise
+    images = torch.from_numpy(images.astype(np.uint8)).permute(0, 3, 1, 2)
+    palette, distance = data.fit_palette(images, 3, seed=4)
+    assert palette.dtype == np.float64
+    np.testing.assert_allclose(palette * 256, centers[np.argsort(centers.sum(1))], atol=0.5)
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, 3).numpy() / 256
+    nearest = np.linalg.norm(pixels[:, None] - palette, axis=2).min(1)
+    assert distance == pytest.approx(nearest.mean(), abs=1e-12)
+    assert (data.fit_palette(images, 3, seed=4)[0] == palette).all()
+
+
+def test_palette_of_more_colors_than_there_are():
+    with pytest.raises(UserError, match="only 1 different"):
+        data.fit_palette(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 2)
+
+
+def test_shipped_palettes():
+    for count in (16, 24, 32):
+        path = data.palette_path(count, "horse")
+        palette = np.load(path, allow_pickle=False)
+        assert palette.shape == (count, 3)
+        assert palette.dtype == np.float64
+        assert (np.diff(palette.sum(1)) > 0).all(), "from dark to light"
+        assert (data.load_palette(path) == palette).all()
+
+
+def test_the_handouts_palettes_load(tmp_path):
+    palette = np.random.default_rng(0).random((24, 3))
+    (tmp_path / "handout.npy").write_bytes(handout_palette(palette))
+    assert (data.load_palette(tmp_path / "handout.npy") == palette).all()
+    # The bytes above are what numpy, too, takes for such a file.
+    theirs = np.load(tmp_path / "handout.npy", allow_pickle=True, encoding="latin1")
+    assert (theirs[0] == palette).all()
+    assert theirs[1] == 0.07
+
+
+BAD_PALETTES = {
+    "wrong shape": np.zeros((24, 4)),
+    "one color": np.zeros((1, 3)),
+    "too many": np.random.default_rng(0).random((257, 3)),
+    "bytes": np.arange(72).reshape(24, 3),
+    "too large": np.linspace(0, 2, 6).reshape(2, 3),
+    "negative": np.linspace(-0.5, 0.9, 6).reshape(2, 3),
+    "not a number": np.array([[0.1, 0.2, np.nan], [0, 0, 0]]),
+    "a color twice": np.array([[0.1, 0.2, 0.3]] * 2),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_PALETTES)
+def test_bad_palettes_are_named(tmp_path, fault):
+    np.save(tmp_path / "bad.npy", BAD_PALETTES[fault])
+    with pytest.raises(UserError, match=r"bad\.npy: not a palette"):
+        data.load_palette(tmp_path / "bad.npy")
+
+
+def test_palettes_that_are_no_palettes_at_all(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.npy: cannot read"):
+        data.load_palette(tmp_path / "gone.npy")
+    for content in (b"", b"\x89PNG", handout_palette(np.zeros((24, 3)))[:-60]):
+        (tmp_path / "bad.npy").write_bytes(content)
+        with pytest.raises(UserError, match=r"bad\.npy: not a palette"):
+            data.load_palette(tmp_path / "bad.npy")
+
+
+def test_a_hostile_palette_does_nothing(tmp_path):
+    (tmp_path / "bad.npy").write_bytes(hostile_palette(tmp_path / "mark"))
+    stream = io.BytesIO()
+    np.save(stream, np.array([Payload(tmp_path / "mark")], dtype=object), allow_pickle=True)
+    (tmp_path / "worse.npy").write_bytes(stream.getvalue())
+    for name in ("bad.npy", "worse.npy"):
+        with pytest.raises(UserError, match="not a palette"):
+            data.load_palette(tmp_path / name)
+    assert not (tmp_path / "mark").exists()

@@ -1,0 +1,174 @@
+"""The convolutions against PyTorch's, the networks against a plain reference."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from checkpoint import build
+from models import CNN, DilatedUNet, MyConv2d, MyDilatedConv2d, RegressionCNN, UNet
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+def outputs_and_gradients(function, x, weight, bias):
+    """Return function(x, weight, bias) and the gradients of a weighted sum of it."""
+    leaves = [t.detach().clone().requires_grad_() for t in (x, weight, bias)]
+    out = function(*leaves)
+    factors = torch.arange(out.numel(), dtype=out.dtype, device=out.device).view(out.shape).sin()
+    return [out.detach(), *torch.autograd.grad((out * factors).sum(), leaves)]
+
+
+def assert_same(module, x, **reference):
+    """The module's output and gradients are those of F.conv2d, in float64, to 1e-10."""
+
+    def mine(x, weight, bias):
+        return torch.func.functional_call(module, {"weight": weight, "bias": bias}, (x,))
+
+    def theirs(x, weight, bias):
+        return F.conv2d(x, weight, bias, **reference)
+
+    pairs = zip(*(outputs_and_gradients(f, x, module.weight, module.bias) for f in (mine, theirs)))
+    for got, expected in pairs:
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_convolution_is_pytorchs(kernel, batch, device):
+    x = torch.randn(batch, 3, 12, 9, dtype=torch.float64, device=device)
+    assert_same(MyConv2d(3, 4, kernel).double().to(device), x, padding=kernel // 2)
+    if kernel < 5:
+        assert_same(MyConv2d(3, 4, kernel, padding=2).double().to(device), x, padding=2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("dilation", [0, 1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_dilation_counts_the_empty_pixels(kernel, dilation, batch, device):
+    x = torch.randn(batch, 2, 20, 20, dtype=torch.float64, device=device)
+    conv = MyDilatedConv2d(2, 3, kernel, dilation=dilation).double().to(device)
+    assert conv(x).shape == (batch, 3, 20, 20)
+    assert_same(conv, x, padding=(kernel - 1) * (dilation + 1) // 2, dilation=dilation + 1)
+
+
+def test_a_dilated_filter_covers_what_the_exercise_says():
+    for dilation, span in ((0, 3), (1, 5), (3, 9)):
+        image = torch.zeros(1, 1, 21, 21)
+        image[0, 0, 10, 10] = 1
+        conv = MyDilatedConv2d(1, 1, 3, dilation=dilation)
+        with torch.no_grad():
+            conv.weight.fill_(1)
+            conv.bias.zero_()
+            touched = conv(image)[0, 0].nonzero()
+        assert len(touched) == 9
+        assert (touched.max(0).values - touched.min(0).values + 1).tolist() == [span, span]
+
+
+def test_initialization_is_uniform_within_the_bound():
+    conv = MyConv2d(16, 64, 3)
+    bound = 1 / math.sqrt(16 * 9)
+    for values in (conv.weight, conv.bias):
+        assert values.abs().max() <= bound
+        assert values.abs().max() > 0.9 * bound
+    assert abs(conv.weight.std().item() - bound / math.sqrt(3)) < 0.03 * bound
+
+
+def test_joined_inputs_are_convolved_as_if_concatenated():
+    conv = MyConv2d(5, 4, 3).double()
+    x, extra = torch.randn(2, 3, 8, 8).double(), torch.randn(2, 2, 8, 8).double()
+    torch.testing.assert_close(conv(x, extra), conv(torch.cat([x, extra], 1)), rtol=0, atol=1e-12)
+
+
+def test_own_convolutions_where_the_exercise_asks_for_them():
+    for net in (CNN(3, 4, 5), UNet(3, 4, 5), DilatedUNet(3, 4, 5)):
+        assert not any(isinstance(module, nn.Conv2d) for module in net.modules())
+    assert isinstance(DilatedUNet(3, 4, 5).rfconv[0], MyDilatedConv2d)
+    assert DilatedUNet(3, 4, 5).rfconv[0].dilation == 1
+
+
+def reference(model, net, x):
+    """The networks as the exercise's table has them, in plain functions and in its order."""
+    state = net.state_dict()
+
+    def conv(name, x, dilation=1):
+        weight = state[f"{name}.weight"]
+        return F.conv2d(x, weight, state[f"{name}.bias"], padding=weight.shape[-1] // 2 * dilation, dilation=dilation)
+
+    def norm(name, x):
+        entries = [state[f"{name}.{entry}"].clone() for entry in ("running_mean", "running_var", "weight", "bias")]
+        return F.relu(F.batch_norm(x, *entries, training=net.training))
+
+    def upsampled(x):
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    skips = model in ("UNet", "DUNet")
+    down1 = norm("downconv1.2", F.max_pool2d(conv("downconv1.0", x), 2))
+    down2 = norm("downconv2.2", F.max_pool2d(conv("downconv2.0", down1), 2))
+    middle = norm("rfconv.1", conv("rfconv.0", down2, dilation=2 if model == "DUNet" else 1))
+    up1 = norm("upconv1.2", upsampled(conv("upconv1.0", torch.cat([middle, down2], 1) if skips else middle)))
+    up2 = norm("upconv2.2", upsampled(conv("upconv2.0", torch.cat([up1, down1], 1) if skips else up1)))
+    return conv("finalconv", torch.cat([up2, x], 1) if skips else up2)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("model", ["CNN", "UNet", "DUNet", "RegressionCNN"])
+def test_networks_are_the_reference(model, kernel, training):
+    torch.manual_seed(0)
+    net = build(model, kernel, 4, 6).double().train()
+    net(torch.rand(8, 1, 16, 16).double())  # batch statistics away from their start
+    net.train(training)
+    x = torch.rand(3, 1, 20, 12).double()
+    expected = reference(model, net, x)
+    out = net(x)
+    assert out.shape == (3, 3 if model == "RegressionCNN" else 6, 20, 12)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("network", [UNet, DilatedUNet])
+def test_skip_connections_carry_the_encoders_tensors(network):
+    """With the path through the middle cut, a change of the encoder's tensor still comes through."""
+    torch.manual_seed(0)
+    net = network(3, 4, 5).eval()
+    x = torch.rand(1, 1, 16, 16)
+    for skipped, cut in (("downconv2", "rfconv"), ("downconv1", "upconv1"), (None, "upconv2")):
+        kept = {}
+        getattr(net, cut).register_forward_hook(
+            lambda module, inputs, output, kept=kept: kept.setdefault("first", output.detach())
+        )
+        before = net(x)
+        if skipped:
+            hook = getattr(net, skipped).register_forward_hook(lambda module, inputs, output: output + 1)
+            after = net(x)
+            hook.remove()
+        else:
+            after = net(x + 0.1)
+        assert (after - before).abs().max() > 1e-3, f"{skipped or 'the gray image'} is not seen past {cut}"
+        getattr(net, cut)._forward_hooks.clear()
+
+
+@pytest.mark.parametrize("size", [(30, 32), (32, 33), (2, 4)])
+@pytest.mark.parametrize("model", ["CNN", "UNet", "DUNet", "RegressionCNN"])
+def test_sizes_that_cannot_be_halved_twice_are_refused(model, size):
+    with pytest.raises(ValueError, match="multiples of 4"):
+        build(model, 3, 4, 5)(torch.rand(1, 1, *size))
+
+
+def test_parameter_names_are_the_handouts():
+    names = UNet(3, 32, 24).state_dict()
+    for name in (
+        "downconv1.0.weight",
+        "downconv1.2.running_mean",
+        "rfconv.1.weight",
+        "upconv1.2.weight",
+        "finalconv.bias",
+    ):
+        assert name in names
+    assert names["upconv1.0.weight"].shape == (32, 128, 3, 3)
+    assert names["finalconv.weight"].shape == (24, 25, 3, 3)
+    assert RegressionCNN(3, 32).state_dict()["upconv2.2.running_var"].shape == (3,)

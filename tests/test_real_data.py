@@ -1,0 +1,97 @@
+"""Figures on real CIFAR-10 horses; skipped unless COLORIZATION_DATA and COLORIZATION_HANDOUT say where they are.
+
+The handout's figures were computed independently of this package, on the same
+rebuild of CIFAR-10 as weights/README.md's.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+import color_regression
+import colorization
+from data import CLASSES, cifar10_images, fit_palette, load_palette, nearest_color, palette_path
+
+DATA = os.environ.get("COLORIZATION_DATA")
+HANDOUT = Path(os.environ.get("COLORIZATION_HANDOUT", "nowhere"))
+pytestmark = pytest.mark.skipif(not (DATA and HANDOUT.is_dir()), reason="no real data named")
+PALETTE = HANDOUT / "colors" / "color_kmeans24_cat7.npy"
+
+
+def printed(capsys, script, *argv):
+    """Run a script and return the numbers in its line on validation: percentages as shares."""
+    script.main([str(word) for word in argv])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("1,000 images"))
+    return [float(n[:-1]) / 100 if n.endswith("%") else float(n) for n in re.findall(r"\d+\.\d+%?", line)]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "filters", "loss", "accuracy"),
+    [
+        ("cnn", "CNN", 32, 1.5966, 0.4015),
+        ("unet", "UNet", 32, 1.3845, 0.4747),
+        ("dunet", "DUNet", 32, 1.5265, 0.4188),
+        ("cnn", "CNN", 16, 1.6397, 0.3944),
+        ("unet", "UNet", 16, 1.3522, 0.4803),
+        ("dunet", "DUNet", 16, 1.4529, 0.4545),
+    ],
+)
+def test_the_handouts_classifiers(capsys, tmp_path, name, model, filters, loss, accuracy):
+    weights = HANDOUT / "weights" / f"{name}_k3_f{filters}.pkl"
+    flags = ["--model", model, "-f", filters, "-c", PALETTE, "--checkpoint", weights, "--out-dir", tmp_path]
+    got = printed(capsys, colorization, "--valid", *flags)
+    assert got == [pytest.approx(loss, abs=0.001), pytest.approx(accuracy, abs=0.0005)]
+
+
+@pytest.mark.parametrize(("filters", "error"), [(32, 0.005966), (16, 0.006792)])
+def test_the_handouts_regression(capsys, tmp_path, filters, error):
+    weights = HANDOUT / "weights" / f"regression_cnn_k3_f{filters}.pkl"
+    got = printed(capsys, color_regression, "--checkpoint", weights, "-f", filters, "--out-dir", tmp_path)
+    assert got == [pytest.approx(error, abs=1e-6), pytest.approx(0.004802, abs=1e-6)]
+
+
+def mean_distance(images, palette):
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, 3).numpy() / 256
+    return nearest_color(pixels, palette)[1].mean()
+
+
+def test_palettes():
+    horses = cifar10_images(DATA, ["horse"], train=True)
+    assert mean_distance(horses, load_palette(PALETTE)) == pytest.approx(0.07236, abs=1e-5)
+    shipped = load_palette(palette_path(24, "horse"))
+    palette, distance = fit_palette(horses, 24)
+    assert distance <= 0.0722
+    assert distance == pytest.approx(mean_distance(horses, shipped), abs=1e-4)
+    assert palette == pytest.approx(shipped, abs=1e-3)
+
+
+def test_every_class_is_there():
+    assert len(cifar10_images(DATA, ["horse"], train=True)) == 5000
+    assert len(cifar10_images(DATA, CLASSES, train=False)) == 10_000
+
+
+def shipped_figures():
+    """Return the rows (file, figures) of the table in weights/README.md."""
+    text = (Path(colorization.__file__).parent / "weights" / "README.md").read_text()
+    return re.findall(r"^\| `(\w+)\.pkl` \| ([\d.]+)(?: \| ([\d.]+) %)?", text, re.MULTILINE)
+
+
+def test_shipped_weights_give_the_figures_that_stand_beside_them(capsys, tmp_path):
+    rows = shipped_figures()
+    assert [row[0] for row in rows] == ["cnn_k3_f32", "unet_k3_f32", "dunet_k3_f32", "regression_cnn_k3_f32"]
+    models = ["CNN", "UNet", "DUNet"]
+    for model, (_, loss, accuracy) in zip(models, rows):
+        got = printed(capsys, colorization, "--model", model, "--valid", "--out-dir", tmp_path)
+        assert got == [pytest.approx(float(loss), abs=0.0002), pytest.approx(float(accuracy) / 100, abs=0.0002)]
+    error, gray_copy = printed(capsys, color_regression, "--out-dir", tmp_path)
+    assert error == pytest.approx(float(rows[3][1]), abs=2e-6)
+    assert gray_copy == pytest.approx(0.004802, abs=1e-6)
+
+
+def test_one_epoch_of_training(capsys, tmp_path):
+    colorization.main(["-e", "1", "--out-dir", str(tmp_path)])
+    loss, share = re.search(r"validation loss ([\d.]+), accuracy ([\d.]+)%", capsys.readouterr().out).groups()
+    assert float(loss) < 1.7
+    assert float(share) > 35

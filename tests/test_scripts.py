@@ -1,0 +1,299 @@
+"""Every script from its command line, on small data: what it writes, and what it says when it can't."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Payload
+from PIL import Image
+
+import activations
+import color_regression
+import colorization
+import data
+from checkpoint import FORMAT, build, load_checkpoint
+from cli import UserError, replacing
+
+PROJECT = Path(data.__file__).parent
+SMALL = ["-f", "4", "-e", "2", "-b", "8"]
+
+
+def rows_of(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def is_picture(path):
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    return pixels.shape[0] > 100 and pixels.std() > 10  # neither tiny nor blank
+
+
+@pytest.mark.parametrize("model", ["CNN", "UNet", "DUNet"])
+def test_train_then_validate(cifar, small_palette, capsys, model):
+    name = f"{model.lower()}_k3_f4"
+    colorization.main([*SMALL, "--model", model, "-c", str(small_palette), "--plot"])
+    trained = capsys.readouterr().out
+    assert "20 training and 4 validation images of CIFAR-10 horse" in trained
+    outputs = Path("outputs")
+    for picture in ("images", "curve", "epoch001", "epoch002"):
+        assert is_picture(outputs / f"{name}_{picture}.png")
+    rows = rows_of(outputs / f"{name}.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+
+    content = torch.load(outputs / f"{name}.pkl", weights_only=True)
+    assert {key: content[key] for key in ("format", "model", "kernel", "num_filters", "data", "epoch")} == {
+        "format": FORMAT,
+        "model": model,
+        "kernel": 3,
+        "num_filters": 4,
+        "data": "CIFAR-10 horse",
+        "epoch": 2,
+    }
+    assert np.array_equal(content["palette"].numpy(), np.load(small_palette))
+    assert content["figures"]["valid_loss"] == float(rows[-1]["valid_loss"])
+
+    colorization.main(["--valid", "--checkpoint", str(outputs / f"{name}.pkl")])  # says itself what it is
+    validated = capsys.readouterr().out
+    figures = f"validation loss {float(rows[-1]['valid_loss']):.5f}, accuracy {float(rows[-1]['valid_accuracy']):.2%}"
+    assert figures in trained
+    assert figures in validated
+    assert is_picture(outputs / f"{model.lower()}_valid.png")
+
+
+def test_two_runs_of_one_command_give_the_same_figures(cifar, small_palette):
+    for folder in ("one", "two", "other"):
+        seed = "5" if folder == "other" else "4"
+        colorization.main([*SMALL, "-c", str(small_palette), "--out-dir", folder, "--seed", seed])
+    one, two, other = (
+        [dict(row, seconds="") for row in rows_of(f"{d}/unet_k3_f4.csv")] for d in ("one", "two", "other")
+    )
+    assert one == two != other
+    states = [load_checkpoint(f"{folder}/unet_k3_f4.pkl").net.state_dict() for folder in ("one", "two")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_checkpoint_is_saved_where_it_is_asked_for(cifar, small_palette):
+    colorization.main([*SMALL, "-c", str(small_palette), "--checkpoint", "mine.pkl"])
+    assert load_checkpoint("mine.pkl").model == "UNet"
+    assert sorted(path.name for path in Path("outputs").iterdir()) == ["mine.csv", "mine_curve.png", "mine_images.png"]
+
+
+def test_held_out_training_images_validate(cifar, small_palette, capsys):
+    colorization.main([*SMALL, "-c", str(small_palette), "--holdout", "6"])
+    assert "14 training and 6 validation images" in capsys.readouterr().out
+    colorization.main(["--valid", "--checkpoint", "outputs/unet_k3_f4.pkl", "--holdout", "6"])
+    assert f"{float(rows_of('outputs/unet_k3_f4.csv')[-1]['valid_loss']):.5f}" in capsys.readouterr().out
+
+
+def test_pretraining_learns_from_the_other_classes_first(cifar, small_palette, capsys, fails):
+    colorization.main([*SMALL, "-c", str(small_palette), "--pretrain", "3", "--holdout", "6"])
+    assert "first 3 epochs on these and 180 images of other classes" in capsys.readouterr().out
+    rows = rows_of("outputs/unet_k3_f4.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert float(rows[3]["learning_rate"]) > 100 * float(rows[2]["learning_rate"])
+    for flags in (["--category", "all"], ["--data", "sample"]):
+        assert "one --category alone" in fails(
+            colorization.main, *SMALL, "-c", small_palette, "--pretrain", "1", *flags
+        )
+
+
+def test_regression(cifar, capsys):
+    color_regression.main([*SMALL, "--checkpoint", "r.pkl"])
+    trained = capsys.readouterr().out
+    assert is_picture("outputs/r_curve.png")
+    assert is_picture("outputs/r_images.png")
+    color_regression.main(["--checkpoint", "r.pkl"])
+    validated = capsys.readouterr().out
+    line = re.search(r"mean squared error (\d.\d+).*gives (\d.\d+)", validated)
+    assert line[0] in trained
+    assert float(line[1]) == pytest.approx(float(rows_of("outputs/r.csv")[-1]["valid_loss"]), abs=1e-6)
+    images = data.cifar10_images(cifar, ["horse"], train=False).numpy() / 256
+    assert float(line[2]) == pytest.approx(((images - images.mean(1, keepdims=True)) ** 2).mean(), abs=1e-6)
+    assert is_picture("outputs/regressioncnn_valid.png")
+
+
+def test_activations(cifar, small_palette, capsys):
+    colorization.main([*SMALL, "-c", str(small_palette), "--checkpoint", "u.pkl"])
+    activations.main(["3", "--checkpoint", "u.pkl", "--out-dir", "maps"])
+    color_regression.main([*SMALL, "--checkpoint", "r.pkl"])
+    activations.main(["0", "--checkpoint", "r.pkl", "--model", "RegressionCNN", "--out-dir", "maps"])
+    for folder in ("activations_unet_3", "activations_regression_cnn_0"):
+        pictures = sorted(Path("maps", folder).iterdir())
+        assert [path.stem for path in pictures] == [
+            "0_image",
+            *(f"{i}_{s}" for i, s in enumerate(activations.STAGES, 1)),
+        ]
+        assert all(is_picture(path) for path in pictures)
+
+
+def test_feature_maps_are_the_stages_outputs():
+    net = build("UNet", 3, 4, 5)
+    gray = torch.rand(1, 1, 16, 16)
+    maps = activations.feature_maps(net, gray)
+    assert {name: tuple(values.shape) for name, values in maps.items()} == {
+        "downconv1": (4, 8, 8),
+        "downconv2": (8, 4, 4),
+        "rfconv": (8, 4, 4),
+        "upconv1": (4, 8, 8),
+        "upconv2": (5, 16, 16),
+        "finalconv": (5, 16, 16),
+    }
+    assert torch.equal(maps["finalconv"], net(gray)[0])
+    assert torch.equal(maps["downconv1"], net.downconv1(gray)[0])
+    assert not net.downconv1._forward_hooks
+
+
+def test_fitting_a_palette(cifar, capsys):
+    data.main(["--colors", "6", "--output", "p.npy"])
+    assert re.search(r"color: 0\.\d{5} ", capsys.readouterr().out)
+    first = Path("p.npy").read_bytes()
+    assert data.load_palette("p.npy").shape == (6, 3)
+    data.main(["--colors", "6", "--output", "p.npy"])
+    assert Path("p.npy").read_bytes() == first
+
+
+def test_a_category_without_a_shipped_palette_gets_its_own(cifar, capsys):
+    colorization.main([*SMALL, "--category", "cat", "-c", "3"])
+    out = capsys.readouterr().out
+    assert "fitting a palette of 3 colors" in out
+    assert "CIFAR-10 cat" in out
+    assert load_checkpoint("outputs/unet_k3_f4.pkl").palette.shape == (3, 3)
+
+
+def test_the_sample_photographs_need_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    full = data.sample_images
+    monkeypatch.setattr(data, "sample_images", lambda train: full(train)[:60])
+    colorization.main([*SMALL, "--data", "sample", "--data-dir", "nowhere", "-e", "1", "-c", "4"])
+    assert "sample photographs" in capsys.readouterr().out
+    assert is_picture("outputs/unet_k3_f4_images.png")
+
+
+def test_bare_weights_take_their_description_from_the_flags(cifar, small_palette, fails, capsys):
+    torch.save(build("DUNet", 3, 4, 5).state_dict(), "bare.pkl", _use_new_zipfile_serialization=False)
+    flags = ["--valid", "--checkpoint", "bare.pkl", "-c", str(small_palette)]
+    colorization.main([*flags, "--model", "DUNet", "-f", "4"])
+    assert "DUNet, kernel 3, 4 filters, 5 colors" in capsys.readouterr().out
+    assert "name it with --model" in fails(colorization.main, *flags)
+    assert "bare.pkl: no weights of DUNet" in fails(colorization.main, *flags, "--model", "DUNet")
+    assert "bare.pkl: no weights of CNN" in fails(colorization.main, *flags, "--model", "CNN", "-f", "4")
+
+
+@pytest.fixture
+def trained(cifar, small_palette):
+    """A UNet's checkpoint."""
+    colorization.main(["-f", "4", "-e", "1", "-b", "8", "-c", str(small_palette), "--checkpoint", "u.pkl"])
+    return Path("u.pkl")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model", "CNN"], "made with --model UNet, not CNN"),
+        (["-f", "8"], "made with --num-filters 4, not 8"),
+        (["-k", "5"], "made with --kernel 3, not 5"),
+        (["-c", "24"], "made with another palette than --colors 24"),
+        (["-c", "gone.npy"], "gone.npy: cannot read the palette"),
+        (["-c", "1"], "--colors 1: 2 to 256"),
+        (["--category", "zebra"], "invalid choice: 'zebra'"),
+        (["--device", "abacus"], "--device abacus: no such device"),
+        (["--device", "cuda:99"], "--device cuda:99: no such GPU"),
+        (["--kernel", "4"], "is even"),
+        (["--holdout", "20"], "--holdout 20: there are only 20"),
+    ],
+)
+def test_flags_that_do_not_fit(trained, fails, flags, said):
+    assert said in fails(colorization.main, "--valid", "--checkpoint", trained, *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["-e", "0"], "-e/--epochs"),
+        (["-b", "1"], "-b/--batch-size"),
+        (["-b", "21"], "--batch-size 21: there are only 20"),
+        (["-l", "0"], "-l/--learn-rate"),
+        (["-l", "nan"], "-l/--learn-rate"),
+        (["-f", "many"], "-f/--num-filters"),
+        (["--seed", "-1"], "-s/--seed"),
+        (["--model", "GAN"], "invalid choice: 'GAN'"),
+    ],
+)
+def test_flags_out_of_range(cifar, fails, flags, said):
+    assert said in fails(colorization.main, *flags)
+
+
+@pytest.mark.parametrize("number", ["-1", "4", "1000000"])
+def test_no_such_image(trained, fails, number):
+    assert f"no test image {number}: they are counted from 0 to 3" in fails(
+        activations.main, number, "--checkpoint", trained
+    )
+
+
+def test_no_shipped_weights(cifar, fails):
+    assert "no weights are shipped" in fails(colorization.main, "--valid", "-f", "5")
+
+
+def test_files_that_are_no_checkpoints(trained, fails, tmp_path):
+    whole = trained.read_bytes()
+    mark = tmp_path / "mark"
+    contents = {"empty": b"", "html": b"<html></html>", "short": whole[:-100], "half": whole[: len(whole) // 2]}
+    for name, content in contents.items():
+        Path(name).write_bytes(content)
+        assert f"{name}: not a checkpoint" in fails(colorization.main, "--valid", "--checkpoint", name)
+    torch.save({"weights": Payload(mark)}, "hostile")
+    assert "hostile: not a checkpoint" in fails(colorization.main, "--valid", "--checkpoint", "hostile")
+    assert not mark.exists()
+    torch.save([1, 2], "list")
+    assert "list: a file of PyTorch's, but" in fails(colorization.main, "--valid", "--checkpoint", "list")
+    content = torch.load(trained, weights_only=True)
+    content["state_dict"]["finalconv.bias"][0] = np.nan
+    torch.save(content, "nan")
+    assert "nan: finalconv.bias is not finite" in fails(colorization.main, "--valid", "--checkpoint", "nan")
+    assert "gone: cannot read" in fails(colorization.main, "--valid", "--checkpoint", "gone")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="cannot write"), replacing(tmp_path / "folder") as file:
+        file.write(b"new")
+    with pytest.raises(UserError, match="cannot write"), replacing(path / "below" / "a" / "file"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_from_the_shell():
+    """Exit codes and lines as a user sees them, and no work at import."""
+
+    def shell(*argv):
+        return subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=PROJECT, env=os.environ)
+
+    failed = shell("colorization.py", "--valid", "--checkpoint", "nowhere.pkl")
+    assert failed.returncode == 2
+    assert failed.stderr == "colorization.py: nowhere.pkl: cannot read the checkpoint (No such file or directory)\n"
+    helped = shell("colorization.py", "--help")
+    assert helped.returncode == 0
+    for flag in (
+        "--model",
+        "--checkpoint",
+        "--valid",
+        "--colors",
+        "--kernel",
+        "--num-filters",
+        "--learn-rate",
+        "--plot",
+    ):
+        assert flag in helped.stdout

@@ -1,0 +1,166 @@
+"""The loop and the validation: exact figures, every image once, the same numbers again."""
+
+import math
+from itertools import chain
+
+import pytest
+import torch
+from torch import nn
+
+from checkpoint import build
+from cli import UserError
+from training import Examples, augmented, evaluate, hold_out, loss_and_accuracy, predict, train
+
+
+def random_set(count, size=8, colors=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, colors, (count, size, size), generator=generator, dtype=torch.uint8)
+    return images, labels
+
+
+class Fixed(nn.Module):
+    """Gives the same logits for every pixel of every image."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, x):
+        return self.logits.view(1, -1, 1, 1).expand(len(x), -1, *x.shape[2:])
+
+
+def test_loss_and_accuracy_by_hand():
+    # Two colors at odds of 3 to 1: ln(4/3) where the first is right, ln(4) where the second is.
+    labels = torch.tensor([0, 0, 0, 1, 1, 0, 0, 0], dtype=torch.uint8).view(2, 2, 2)
+    logits = torch.tensor([math.log(3), 0.0]).view(1, 2, 1, 1).expand(2, 2, 2, 2)
+    loss, accuracy = loss_and_accuracy(logits, labels)
+    assert loss.item() == pytest.approx((6 * math.log(4 / 3) + 2 * math.log(4)) / 8, abs=1e-6)
+    assert accuracy.item() == 6 / 8
+
+
+def test_squared_error_by_hand():
+    images = torch.tensor([0, 64, 128], dtype=torch.uint8).view(1, 3, 1, 1)
+    loss, accuracy = loss_and_accuracy(torch.full((1, 3, 1, 1), 0.25), images)
+    assert loss.item() == pytest.approx((0.25**2 + 0 + 0.25**2) / 3, abs=1e-7)
+    assert math.isnan(accuracy.item())
+
+
+def test_validation_is_exact_for_any_batch_size():
+    images, labels = random_set(11, colors=2)
+    net = Fixed([0.3, -0.2])
+    share = (labels == 0).double().mean().item()
+    odds = math.log1p(math.exp(-0.5))
+    for batch_size in (1, 2, 4, 10, 11, 100):
+        loss, accuracy = evaluate(net, images, labels, batch_size)
+        assert loss == pytest.approx(share * odds + (1 - share) * (odds + 0.5), abs=1e-6)
+        assert accuracy == pytest.approx(share, abs=1e-7)
+    net = build("UNet", 3, 4, 5)
+    labels = random_set(11)[1]
+    first = evaluate(net, images, labels, 11)
+    for batch_size in (1, 3, 4):
+        assert evaluate(net, images, labels, batch_size) == pytest.approx(first, abs=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_validation_owns_its_mode(training):
+    images, labels = random_set(4)
+    net = build("CNN", 3, 4, 5).train(training)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    evaluate(net, images, labels)
+    outputs = predict(net, images)
+    assert not outputs.requires_grad
+    assert net.training == training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_augmentation_mirrors_and_moves_image_and_target_alike():
+    torch.manual_seed(0)
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(500, 3, 8, 8)
+    moved, targets = augmented(images, images[:, 0], shift=1)
+    assert torch.equal(moved[:, 1], targets)
+    seen = {tuple(image.flatten().tolist()) for image in targets}
+    assert len(seen) == 2 * 3 * 3
+    assert tuple(images[0, 0].flatten().tolist()) in seen
+    assert tuple(images[0, 0].flip(1).flatten().tolist()) in seen
+    down = torch.cat([images[0, 0, 1:2], images[0, 0, :-1]])  # one pixel lower, the border mirrored
+    assert tuple(down.flatten().tolist()) in seen
+    still, _ = augmented(images, images, shift=0)
+    assert len({tuple(image.flatten().tolist()) for image in still[:, 0]}) == 2
+
+
+class Recorder(Fixed):
+    """Keeps the gray level of every training image it is shown."""
+
+    def __init__(self):
+        super().__init__([0.0, 0.0])
+        self.shown = []
+
+    def forward(self, x):
+        if self.training:
+            self.shown.append(x[:, 0, 0, 0].tolist())
+        return super().forward(x)
+
+
+def run_training(net, images, labels, log=lambda row: None, **changes):
+    settings = {"epochs": 2, "batch_size": 4, "learn_rate": 0.01, "shift": 1, "log": log} | changes
+    train(net, Examples(images, labels), Examples(images[:3], labels[:3]), **settings)
+
+
+def test_every_epoch_shows_every_image_once_in_a_new_order():
+    levels = torch.arange(11, dtype=torch.uint8)
+    images = levels.view(11, 1, 1, 1).expand(11, 3, 4, 4)
+    net = Recorder()
+    run_training(net, images, torch.zeros(11, 4, 4, dtype=torch.uint8))
+    assert [len(batch) for batch in net.shown] == [4, 4, 3, 4, 4, 3]
+    first, second = (list(chain(*net.shown[start : start + 3])) for start in (0, 3))
+    assert sorted(first) == sorted(second) == [level / 256 for level in range(11)]
+    assert first != second
+
+
+def test_training_learns_and_logs_what_it_reports():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (40, 1, 1, 1)).expand(40, 3, 8, 8).to(torch.uint8)
+    labels = (images[:, 0] > 127).to(torch.uint8)
+    net, rows = build("CNN", 3, 4, 2), []
+    run_training(net, images, labels, rows.append, epochs=20)
+    assert [row["epoch"] for row in rows] == list(range(1, 21))
+    assert rows[-1]["train_loss"] < 0.5 * rows[0]["train_loss"]
+    assert rows[-1]["valid_accuracy"] > 0.9
+    assert (rows[-1]["valid_loss"], rows[-1]["valid_accuracy"]) == evaluate(net, images[:3], labels[:3])
+    rates = [row["learning_rate"] for row in rows]
+    assert max(rates) <= 0.01
+    assert rates[-1] < 0.01 * max(rates)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    images, labels = random_set(12)
+    states = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        net = build("UNet", 3, 4, 5)
+        run_training(net, images, labels)
+        states.append(net.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["finalconv.weight"], states[2]["finalconv.weight"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    images, labels = random_set(8)
+    net = build("CNN", 3, 4, 5)
+    with torch.no_grad():
+        net.finalconv.bias.fill_(math.nan)
+    with pytest.raises(UserError, match=r"no longer finite in epoch 1.*--learn-rate"):
+        run_training(net, images, labels)
+
+
+def test_held_out_images_are_left_out_and_the_same_for_every_seed():
+    images = torch.arange(20).view(20, 1, 1, 1)
+    torch.manual_seed(1)
+    others, kept = hold_out(images, 6)
+    torch.manual_seed(2)
+    assert torch.equal(kept, hold_out(images, 6)[1])
+    assert len(kept) == 6
+    assert sorted(torch.cat([others, kept]).flatten().tolist()) == list(range(20))
+    with pytest.raises(UserError, match="only 20"):
+        hold_out(images, 20)
