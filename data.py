@@ -48,7 +48,7 @@ def add_data_flags(parser):
     parser.add_argument(
         "--data-dir",
         type=Path,
-        default=Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "data"),
+        default=Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10"),
         metavar="DIR",
         help=f"where {FOLDER}/ or its .tar.gz lies, or is downloaded to (%(default)s)",
     )
@@ -57,7 +57,7 @@ def add_data_flags(parser):
         choices=[*CLASSES, "all"],
         default="horse",
         metavar="NAME",
-        help="CIFAR-10 class, or all (%(default)s)",
+        help=f"one of CIFAR-10's classes ({', '.join(CLASSES)}), or all (%(default)s)",
     )
 
 

@@ -1,0 +1,216 @@
+"""Measure this package's training against the plain loop of the course, on one machine in one run.
+
+    python benchmarks/bench_training.py                             throughput, start-up, validation: a minute or two
+    python benchmarks/bench_training.py --growth                    also time and memory for 500 to 50,000 images
+    python benchmarks/bench_training.py --to-loss PALETTE           also seconds to the handout's loss on its palette
+    python benchmarks/bench_training.py --run                       also a run of 25 epochs: its time and peak memory
+
+The plain loop: contiguous NCHW float32, stages in the table's order, cross-entropy
+on the logits, Adam at a constant 0.001, batches of 100, one .item() per step.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from checkpoint import build
+from cli import choose_device
+from data import add_data_flags, load_images, load_palette, network_input, palette_path, quantize
+from models import UNet
+from training import Examples, evaluate, train_epoch
+
+HANDOUT_LOSS = 1.3845  # of the handout's UNet, on its palette
+
+
+class PlainUNet(UNet):
+    """The same network as the circulating solutions run it: upsampling before batch norm, tensors joined."""
+
+    def __init__(self, kernel, num_filters, num_colors):
+        super().__init__(kernel, num_filters, num_colors)
+        for name in ("upconv1", "upconv2"):
+            stage = getattr(self, name)
+            setattr(self, name, nn.Sequential(stage[0], stage[3], stage[1], stage[2]))
+
+    def forward(self, x):
+        down1 = self.downconv1(x)
+        down2 = self.downconv2(down1)
+        middle = self.rfconv(down2)
+        up1 = self.upconv1(torch.cat([middle, down2], 1))
+        up2 = self.upconv2(torch.cat([up1, down1], 1))
+        return self.finalconv(torch.cat([up2, x], 1))
+
+
+def plain_epoch(net, optimizer, gray, labels, batch_size=100):
+    """One epoch of the plain loop: gray float32 (N, 1, H, W), labels int64 (N, H, W) in memory."""
+    net.train()
+    order = torch.randperm(len(gray))
+    for chosen in order.split(batch_size):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(gray[chosen]), labels[chosen])
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+
+def seconds(function, device):
+    """Return how long function() takes, until the device has done it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def plain_loop(images, palette, device):
+    """Return the plain loop's network, and a function that trains it for one epoch."""
+    net = PlainUNet(3, 32, len(palette)).to(device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.001)
+    gray, labels = network_input(images).to(device), quantize(images, palette).to(device).long()
+    return net, lambda: plain_epoch(net, optimizer, gray, labels)
+
+
+def our_loop(images, palette, device, batch_size=100):
+    """Return a function that trains this package's UNet for one epoch."""
+    net = build("UNet", 3, 32, len(palette)).to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.001, weight_decay=0, fused=True)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1)
+    examples = Examples(images.to(device), quantize(images, palette).to(device))
+    return lambda: train_epoch(net, optimizer, schedule, examples, batch_size, 1)
+
+
+def throughput(images, palette, device, rounds):
+    """Return images per second of both loops at batch 100, alternating: medians, and the ratio's spread."""
+    both = our_loop(images, palette, device), plain_loop(images, palette, device)[1]
+    for epoch in both:
+        epoch()  # warm
+    times = [[seconds(epoch, device) for epoch in both] for _ in range(rounds)]
+    ours, plain = (statistics.median(column) for column in zip(*times))
+    ratios = [slow / fast for fast, slow in times]
+    return {
+        "ours": round(len(images) / ours),
+        "plain": round(len(images) / plain),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_from_to": [round(min(ratios), 2), round(max(ratios), 2)],
+    }
+
+
+def command(*argv):
+    """Run a script of the package; return ([(seconds since its start, line printed)], seconds, peak MB)."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        argv = [sys.executable, *map(str, argv), "--out-dir", folder]
+        process = subprocess.Popen(argv, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+        lines = [(time.perf_counter() - start, line.rstrip()) for line in process.stdout]
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(argv)} failed")
+    return lines, round(time.perf_counter() - start, 2), round(usage.ru_maxrss / 1024)
+
+
+def training_command(*argv):
+    """Train as a user does; return the start-up's seconds, [(seconds since start, loss, seconds)] by epoch, peak MB."""
+    lines, _, peak = command("colorization.py", *argv)
+    matches = [(at, re.match(r"epoch .*validation loss ([\d.]+).* ([\d.]+) s$", line)) for at, line in lines]
+    epochs = [(round(at, 2), float(match[1]), float(match[2])) for at, match in matches if match]
+    return round(epochs[0][0] - epochs[0][2], 2), epochs, peak
+
+
+def seconds_to_loss(images, test_images, palette_file, device, start_up, flags):
+    """Return the seconds from process start until the handout's test loss, for this package and the plain loop.
+
+    The plain loop is given the same start-up.
+    """
+    result = {}
+    for epochs in (2, 3, 4, 5):  # the schedule fits the budget: take the smallest that gets there
+        ran = training_command("-c", palette_file, "-e", epochs, *flags)[1]
+        reached = [at for at, loss, _ in ran if loss <= HANDOUT_LOSS]
+        if reached:
+            result = {"ours": reached[0], "ours_epochs": epochs}
+            break
+    palette = load_palette(palette_file)
+    net, epoch = plain_loop(images, palette, device)
+    valid = Examples(test_images.to(device), quantize(test_images, palette).to(device))
+    took, passes, loss = start_up, 0, math.inf
+    while loss > HANDOUT_LOSS and passes < 50:
+        start = time.perf_counter()
+        epoch()
+        loss = evaluate(net, *valid)[0]
+        took, passes = took + time.perf_counter() - start, passes + 1
+    return result | {"plain": round(took, 1), "plain_epochs": passes, "plain_loss": round(loss, 4)}
+
+
+def growth(flags):
+    """Return the start-up seconds, seconds of an epoch and peak MB for 500, 5,000 and 50,000 images."""
+    palette = palette_path(24, "horse")
+    rows = {}
+    for count, chosen in ((500, ["--holdout", 4500]), (5_000, []), (50_000, ["--category", "all"])):
+        start_up, epochs, peak = training_command("-e", 1, "-c", palette, *chosen, *flags)
+        rows[count] = {"start_up": start_up, "epoch": epochs[0][2], "peak_mb": peak}
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="timed epochs of each loop (%(default)s)")
+    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--to-loss", metavar="PALETTE")
+    parser.add_argument("--run", action="store_true")
+    parser.add_argument("--device")
+    add_data_flags(parser)
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    flags = ["--device", str(device), "--data-dir", args.data_dir.resolve()]
+    palette_file = palette_path(24, "horse")
+    images = load_images(args, train=True)
+
+    hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} processor"
+    result = {"hardware": hardware, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    result["images_per_second"] = throughput(images, load_palette(palette_file), device, args.rounds)
+    print(result["images_per_second"], flush=True)
+    torch_only = [command_seconds("import torch") for _ in range(3)]
+    result["import_torch"] = round(statistics.median(torch_only), 2)
+    result["start_up"] = training_command("-e", 1, "-c", palette_file, *flags)[0]
+    result["valid"] = statistics.median(command("colorization.py", "--valid", *flags)[1] for _ in range(3))
+    print({name: result[name] for name in ("import_torch", "start_up", "valid")}, flush=True)
+    if args.growth:
+        result["growth"] = growth(flags)
+        print(result["growth"], flush=True)
+    if args.to_loss:
+        test_images = load_images(args, train=False)
+        result["to_handout_loss"] = seconds_to_loss(
+            images, test_images, Path(args.to_loss).resolve(), device, result["start_up"], flags
+        )
+        print(result["to_handout_loss"], flush=True)
+    if args.run:
+        _, epochs, peak = training_command("-e", 25, *flags)
+        result["run_of_25_epochs"] = {"seconds": epochs[-1][0], "loss": epochs[-1][1], "peak_mb": peak}
+    print(json.dumps(result))
+
+
+def command_seconds(code):
+    """Return how long a new Python takes for one statement."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
