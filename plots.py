@@ -3,10 +3,15 @@
 import math
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from cli import replacing
+
+
+def new_figure(**settings):
+    """Return an empty figure; matplotlib is imported here, half a second, after the training has begun."""
+    from matplotlib.figure import Figure
+
+    return Figure(**settings)
 
 
 def save(figure, path):
@@ -18,7 +23,7 @@ def save(figure, path):
 def save_rows(path, title, rows):
     """Write labeled rows of images: `rows` maps a label to an array (N, H, W, 3) or (N, H, W) in 0..1."""
     columns = max(len(images) for images in rows.values())
-    figure = Figure(figsize=(1.15 * columns + 1.6, 1.15 * len(rows) + 0.5))
+    figure = new_figure(figsize=(1.15 * columns + 1.6, 1.15 * len(rows) + 0.5))
     axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
     for line, (label, images) in zip(axes, rows.items()):
         for ax in line:
@@ -36,13 +41,13 @@ def save_curve(path, title, history):
     names = {"loss": "loss"}
     if not math.isnan(history[0]["valid_accuracy"]):
         names["accuracy"] = "share of pixels in the right color"
-    figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
+    figure = new_figure(figsize=(5 * len(names), 3.6), layout="constrained")
     for ax, (name, label) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items()):
         for part, words in (("train", "training"), ("valid", "validation")):
             ax.plot(epochs, [row[f"{part}_{name}"] for row in history], marker=".", label=words)
         ax.set_xlabel("epoch")
         ax.set_ylabel(label)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
         ax.legend()
     figure.suptitle(title)
@@ -53,7 +58,7 @@ def save_feature_maps(path, title, maps):
     """Write one sheet of feature maps (C, H, W), each on its own scale from dark (least) to light (most)."""
     columns = min(8, len(maps))
     lines = math.ceil(len(maps) / columns)
-    figure = Figure(figsize=(1.3 * columns, 1.5 * lines + 0.5), layout="constrained")
+    figure = new_figure(figsize=(1.3 * columns, 1.5 * lines + 0.5), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis("off")

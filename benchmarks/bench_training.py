@@ -10,6 +10,8 @@ on the logits, Adam at a constant 0.001, batches of 100, one .item() per step.
 """
 
 import argparse
+import ctypes
+import itertools
 import json
 import math
 import os
@@ -33,7 +35,7 @@ from checkpoint import build
 from cli import choose_device
 from data import add_data_flags, load_images, load_palette, network_input, palette_path, quantize
 from models import UNet
-from training import Examples, evaluate, train_epoch
+from training import Adam, Examples, evaluate, keep_freed_memory, train_epoch
 
 HANDOUT_LOSS = 1.3845  # of the handout's UNet, on its palette
 
@@ -87,21 +89,33 @@ def plain_loop(images, palette, device):
     return net, lambda: plain_epoch(net, optimizer, gray, labels)
 
 
-def our_loop(images, palette, device, batch_size=100):
-    """Return a function that trains this package's UNet for one epoch."""
+def our_loop(images, palette, device):
+    """Return a function that trains this package's UNet for one epoch at batch 100."""
     net = build("UNet", 3, 32, len(palette)).to(device)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=0.001, weight_decay=0, fused=True)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1)
+    optimizer = Adam(net.parameters())
     examples = Examples(images.to(device), quantize(images, palette).to(device))
-    return lambda: train_epoch(net, optimizer, schedule, examples, batch_size, 1)
+    return lambda: train_epoch(net, optimizer, itertools.repeat(0.001), examples, 100, 1)
+
+
+def restore_glibc_defaults():
+    """Undo keep_freed_memory(), for the plain loop."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 25)  # the greatest threshold that glibc comes to by itself
+        libc.mallopt(-1, 1 << 26)
+        libc.malloc_trim(0)
 
 
 def throughput(images, palette, device, rounds):
     """Return images per second of both loops at batch 100, alternating: medians, and the ratio's spread."""
-    both = our_loop(images, palette, device), plain_loop(images, palette, device)[1]
-    for epoch in both:
-        epoch()  # warm
-    times = [[seconds(epoch, device) for epoch in both] for _ in range(rounds)]
+    ours, (_, plain) = our_loop(images, palette, device), plain_loop(images, palette, device)
+    times = []
+    for _ in range(rounds + 1):
+        keep_freed_memory()
+        fast = seconds(ours, device)
+        restore_glibc_defaults()
+        times.append((fast, seconds(plain, device)))
+    times = times[1:]  # the first was to warm up
     ours, plain = (statistics.median(column) for column in zip(*times))
     ratios = [slow / fast for fast, slow in times]
     return {
@@ -148,6 +162,7 @@ def seconds_to_loss(images, test_images, palette_file, device, start_up, flags):
     palette = load_palette(palette_file)
     net, epoch = plain_loop(images, palette, device)
     valid = Examples(test_images.to(device), quantize(test_images, palette).to(device))
+    restore_glibc_defaults()
     took, passes, loss = start_up, 0, math.inf
     while loss > HANDOUT_LOSS and passes < 50:
         start = time.perf_counter()

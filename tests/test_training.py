@@ -9,7 +9,7 @@ from torch import nn
 
 from checkpoint import build
 from cli import UserError
-from training import Examples, augmented, evaluate, hold_out, loss_and_accuracy, predict, train
+from training import Adam, Examples, augmented, evaluate, hold_out, loss_and_accuracy, one_cycle, predict, train
 
 
 def random_set(count, size=8, colors=5, seed=0):
@@ -87,6 +87,34 @@ def test_augmentation_mirrors_and_moves_image_and_target_alike():
     assert tuple(down.flatten().tolist()) in seen
     still, _ = augmented(images, images, shift=0)
     assert len({tuple(image.flatten().tolist()) for image in still[:, 0]}) == 2
+
+
+def test_adam_is_pytorchs():
+    torch.manual_seed(0)
+    mine, theirs = (build("CNN", 3, 4, 5).double() for _ in range(2))
+    theirs.load_state_dict(mine.state_dict())
+    ours, reference = Adam(mine.parameters()), torch.optim.Adam(theirs.parameters())
+    for rate in (0.1, 0.03, 0.001):
+        x = torch.rand(2, 1, 8, 8).double()
+        for net in (mine, theirs):
+            net(x).square().sum().backward()
+        reference.param_groups[0]["lr"] = rate
+        reference.step()
+        reference.zero_grad()
+        ours.step(rate)
+    for got, expected in zip(mine.parameters(), theirs.parameters()):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+        assert got.grad is None
+
+
+def test_one_cycle_rises_and_falls_to_zero():
+    rates = [one_cycle(step / 100) for step in range(101)]
+    assert max(rates) == rates[30] == 1
+    assert rates[:31] == sorted(rates[:31])
+    assert rates[30:] == sorted(rates[30:], reverse=True)
+    assert rates[0] == 0.04
+    assert rates[100] == pytest.approx(0, abs=1e-12)
+    assert rates[65] == pytest.approx(0.5)
 
 
 class Recorder(Fixed):
