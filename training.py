@@ -1,6 +1,7 @@
 """The training loop and the validation that both scripts share."""
 
 import contextlib
+import copy
 import csv
 import ctypes
 import math
@@ -235,6 +236,20 @@ def one_cycle(progress, warm_up=0.3):
     return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
 
 
+@torch.no_grad()
+def average_in(net, trained, steps):
+    """Move net's weights and statistics toward those of `trained`, after its step number `steps`, from 1.
+
+    Polynomial-decay averaging (Shamir and Zhang 2013, section 4, η = 8): the average
+    reaches over about the last ninth of all steps, however many there are.
+    """
+    share = 9 / (9 + steps)
+    for average, latest in ((net.parameters(), trained.parameters()), (net.buffers(), trained.buffers())):
+        floats = [pair for pair in zip(average, latest) if pair[0].is_floating_point()]
+        if floats:
+            torch._foreach_lerp_(*map(list, zip(*floats)), share)
+
+
 def keep_freed_memory():
     """Have glibc keep what tensors free for the next ones.
 
@@ -247,37 +262,40 @@ def keep_freed_memory():
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
-def train_epoch(net, optimizer, learn_rates, examples, batch_size, shift):
+def train_epoch(net, trained, optimizer, learn_rates, examples, batch_size, shift):
     """Pass once over all examples in random order; return the mean (loss, accuracy) along the way.
 
-    `learn_rates` is an iterator that gives each step's learning rate.
+    `trained` takes the steps, `net` their average; `learn_rates` is an iterator over
+    the steps' learning rates.
     """
-    net.train()
+    trained.train()
     device, count = examples.images.device, len(examples.images)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     order = torch.randperm(count, device=device)
     for chosen in tqdm(order.split(batch_size), leave=False, disable=None, unit="step"):
         images, targets = augmented(examples.images[chosen], examples.targets[chosen], shift)
-        loss, accuracy = loss_and_accuracy(net(network_input(images)), targets)
+        loss, accuracy = loss_and_accuracy(trained(network_input(images)), targets)
         loss.backward()
         optimizer.step(next(learn_rates))
+        average_in(net, trained, optimizer.steps)
         sums += len(chosen) * torch.stack([loss.detach(), accuracy])
     return tuple((sums / count).tolist())
 
 
 def train(net, examples, valid, *, epochs, batch_size, learn_rate, shift, log):
-    """Train with Adam under a one-cycle learning rate (Smith and Topin 2019).
+    """Train with Adam under a one-cycle learning rate; the network ends with averaged weights.
 
     The examples are on the network's device. Calls log(row) after every epoch with
     a dict of figures. Raises UserError if the loss is not finite.
     """
     keep_freed_memory()
-    optimizer = Adam(net.parameters())
+    trained = copy.deepcopy(net)
+    optimizer = Adam(trained.parameters())
     steps = epochs * math.ceil(len(examples.images) / batch_size)
     learn_rates = (learn_rate * one_cycle(step / steps) for step in range(steps))
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
-        train_loss, train_accuracy = train_epoch(net, optimizer, learn_rates, examples, batch_size, shift)
+        train_loss, train_accuracy = train_epoch(net, trained, optimizer, learn_rates, examples, batch_size, shift)
         if not math.isfinite(train_loss):
             raise UserError(
                 f"the loss is no longer finite in epoch {epoch}: use a smaller --learn-rate than {learn_rate:g}"

@@ -10,6 +10,7 @@ on the logits, Adam at a constant 0.001, batches of 100, one .item() per step.
 """
 
 import argparse
+import copy
 import ctypes
 import itertools
 import json
@@ -92,9 +93,10 @@ def plain_loop(images, palette, device):
 def our_loop(images, palette, device):
     """Return a function that trains this package's UNet for one epoch at batch 100."""
     net = build("UNet", 3, 32, len(palette)).to(device)
-    optimizer = Adam(net.parameters())
+    trained = copy.deepcopy(net)
+    optimizer = Adam(trained.parameters())
     examples = Examples(images.to(device), quantize(images, palette).to(device))
-    return lambda: train_epoch(net, optimizer, itertools.repeat(0.001), examples, 100, 1)
+    return lambda: train_epoch(net, trained, optimizer, itertools.repeat(0.001), examples, 100, 1)
 
 
 def restore_glibc_defaults():

@@ -9,7 +9,18 @@ from torch import nn
 
 from checkpoint import build
 from cli import UserError
-from training import Adam, Examples, augmented, evaluate, hold_out, loss_and_accuracy, one_cycle, predict, train
+from training import (
+    Adam,
+    Examples,
+    augmented,
+    average_in,
+    evaluate,
+    hold_out,
+    loss_and_accuracy,
+    one_cycle,
+    predict,
+    train,
+)
 
 
 def random_set(count, size=8, colors=5, seed=0):
@@ -117,12 +128,34 @@ def test_one_cycle_rises_and_falls_to_zero():
     assert rates[65] == pytest.approx(0.5)
 
 
+def test_averaging_weighs_later_steps_more():
+    net, trained = Fixed([5.0]), Fixed([5.0])
+    weights = []
+    for step in range(1, 11):
+        trained.logits.data.fill_(step)
+        average_in(net, trained, step)
+        weights = [w * (1 - 9 / (9 + step)) for w in weights] + [9 / (9 + step)]
+    start = 5 * (1 - sum(weights))
+    expected = start + sum(weight * step for step, weight in enumerate(weights, 1))
+    assert net.logits.item() == pytest.approx(expected, rel=1e-6)
+    assert weights == sorted(weights)
+    nets = [build("CNN", 3, 4, 5) for _ in range(2)]
+    nets[1](torch.rand(2, 1, 8, 8))
+    average_in(*nets, 1)
+    assert torch.allclose(nets[0].rfconv[1].running_mean, 0.9 * nets[1].rfconv[1].running_mean)
+
+
 class Recorder(Fixed):
     """Keeps the gray level of every training image it is shown."""
 
     def __init__(self):
         super().__init__([0.0, 0.0])
         self.shown = []
+
+    def __deepcopy__(self, memo):
+        twin = Recorder()
+        twin.shown = self.shown
+        return twin
 
     def forward(self, x):
         if self.training:
