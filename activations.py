@@ -12,8 +12,8 @@ import torch
 from checkpoint import FILE_STEMS, describe, load_from_flags
 from cli import UserError, choose_device, run
 from data import add_data_flags, load_images, network_input, quantize
+from flags import add_network_flags
 from plots import save_feature_maps, save_rows
-from training import add_network_flags
 
 STAGES = ("downconv1", "downconv2", "rfconv", "upconv1", "upconv2", "finalconv")
 

@@ -1,4 +1,4 @@
-"""What the scripts' command lines share: errors of one line, flags, the device."""
+"""What every script shares with its user: errors of one line, safe writing, the device."""
 
 import argparse
 import os
@@ -97,11 +97,3 @@ def number(kind, low, high, what):
         return value
 
     return parse
-
-
-def odd_kernel(text):
-    """Argparse type of --kernel: an odd number from 1 to 15."""
-    value = number(int, 1, 15, "an odd number")(text)
-    if value % 2 == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is even; a filter needs a middle pixel: use 3 or 5")
-    return value

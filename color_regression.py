@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from checkpoint import Checkpoint, build, describe, load_from_flags
 from cli import choose_device, run, seed_everything
 from data import describe_data, network_input
+from flags import add_training_flags
 from plots import save_rows
-from training import add_training_flags, evaluate, fit, predict, validation_examples
+from training import evaluate, fit, predict, validation_examples
 
 MODEL = "RegressionCNN"
 

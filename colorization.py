@@ -11,8 +11,9 @@ from functools import partial
 from checkpoint import CLASSIFIERS, Checkpoint, build, describe, load_from_flags
 from cli import choose_device, run, seed_everything
 from data import describe_data, network_input, palette_for, quantize
+from flags import add_training_flags
 from plots import save_rows
-from training import add_training_flags, evaluate, figures_in_words, fit, predict, validation_examples
+from training import evaluate, figures_in_words, fit, predict, validation_examples
 
 
 def parse(argv):

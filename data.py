@@ -9,6 +9,7 @@ palette color in RGB.
 
 import argparse
 import hashlib
+import http.client
 import io
 import itertools
 import os
@@ -182,7 +183,7 @@ def cifar10_folder(data_dir):
     if not archive.exists():
         try:
             download(URL, archive, SHA256)
-        except (OSError, UserError) as error:
+        except (OSError, http.client.HTTPException, UserError) as error:
             reason = getattr(error, "reason", error)
             raise UserError(
                 f"CIFAR-10 is not in {data_dir} and cannot be downloaded ({reason}); put {URL} into that "
@@ -203,12 +204,20 @@ def download(url, path, sha256, timeout=30):
             raise UserError(f"{url} leads to {response.url}, which is not https")
         digest, total = hashlib.sha256(), int(response.headers.get("Content-Length") or 0)
         with tqdm(total=total or None, unit="B", unit_scale=True, desc=Path(path).name, leave=False) as bar:
-            while chunk := response.read(1 << 18):
+            while chunk := next_chunk(response):
                 digest.update(chunk)
                 file.write(chunk)
                 bar.update(len(chunk))
         if digest.hexdigest() != sha256:
             raise UserError(f"what {url} sent is broken or cut short: its SHA-256 is not {sha256[:12]}…")
+
+
+def next_chunk(response):
+    """Read on in a download; raises UserError where the connection breaks or falls silent."""
+    try:
+        return response.read(1 << 18)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"the connection broke: {error}") from error
 
 
 def unpack(archive, folder, sha256):

@@ -6,7 +6,6 @@ import csv
 import ctypes
 import math
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,99 +13,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from checkpoint import describe, file_name, save_checkpoint
-from cli import UserError, number, odd_kernel, replacing
-from data import add_data_flags, load_images, load_other_classes, network_input
+from cli import UserError, replacing
+from data import load_images, load_other_classes, network_input
 from plots import save_curve
 
 FINE_TUNING_RATE = 0.3  # of the peak learning rate, for the category's own epochs after --pretrain
-
-
-def add_network_flags(parser):
-    """Give an argument parser the flags of every script that uses a network."""
-    parser.add_argument("-k", "--kernel", type=odd_kernel, metavar="N", help="filter size, an odd number (3)")
-    parser.add_argument(
-        "-f",
-        "--num-filters",
-        "--num_filters",
-        type=number(int, 1, 1024, "a number of filters"),
-        metavar="N",
-        help="filters of the first stage (32)",
-    )
-    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (cuda where there is one)")
-    parser.add_argument(
-        "--out-dir",
-        type=Path,
-        default=Path("outputs"),
-        metavar="DIR",
-        help="folder for pictures and figures (%(default)s)",
-    )
-
-
-def add_training_flags(parser, epochs):
-    """Give an argument parser the flags of training and validation."""
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="where to save the weights (in --out-dir); with --valid the weights to use (the shipped ones)",
-    )
-    parser.add_argument("--valid", action="store_true", help="do not train: measure a checkpoint and draw its pictures")
-    parser.add_argument(
-        "-e",
-        "--epochs",
-        type=number(int, 1, 10_000, "a number of epochs"),
-        default=epochs,
-        metavar="N",
-        help=f"passes over the training images ({epochs or 'without it: do not train'})",
-    )
-    parser.add_argument(
-        "--pretrain",
-        type=number(int, 0, 10_000, "a number of epochs"),
-        default=0,
-        metavar="N",
-        help="before them, N epochs on all classes of CIFAR-10 (%(default)s)",
-    )
-    parser.add_argument(
-        "-b",
-        "--batch-size",
-        type=number(int, 2, 100_000, "a batch size"),
-        default=50,
-        metavar="N",
-        help="images per step (%(default)s)",
-    )
-    parser.add_argument(
-        "-l",
-        "--learn-rate",
-        type=number(float, 1e-8, 10, "a learning rate"),
-        default=0.01,
-        metavar="RATE",
-        help="peak of the learning rate (%(default)s)",
-    )
-    parser.add_argument(
-        "-s",
-        "--seed",
-        type=number(int, 0, 2**32 - 1, "a seed"),
-        default=0,
-        metavar="N",
-        help="seed of everything random (%(default)s)",
-    )
-    parser.add_argument(
-        "--shift",
-        type=number(int, 0, 8, "a number of pixels"),
-        default=1,
-        metavar="N",
-        help="move training images by up to N pixels each way, beside mirroring them (%(default)s)",
-    )
-    parser.add_argument(
-        "--holdout",
-        type=number(int, 0, 10**6, "a number of images"),
-        default=0,
-        metavar="N",
-        help="validate on N training images, left out of training, instead of the test images",
-    )
-    parser.add_argument("--plot", action="store_true", help="draw sample pictures after every epoch, too")
-    add_network_flags(parser)
-    add_data_flags(parser)
 
 
 class Examples(NamedTuple):
@@ -282,7 +193,7 @@ def train_epoch(net, trained, optimizer, learn_rates, examples, batch_size, shif
     return tuple((sums / count).tolist())
 
 
-def train(net, examples, valid, *, epochs, batch_size, learn_rate, shift, log):
+def train(net, examples, valid, *, epochs, batch_size, learn_rate, shift, log, first_epoch=1):
     """Train with Adam under a one-cycle learning rate; the network ends with averaged weights.
 
     The examples are on the network's device. Calls log(row) after every epoch with
@@ -293,7 +204,7 @@ def train(net, examples, valid, *, epochs, batch_size, learn_rate, shift, log):
     optimizer = Adam(trained.parameters())
     steps = epochs * math.ceil(len(examples.images) / batch_size)
     learn_rates = (learn_rate * one_cycle(step / steps) for step in range(steps))
-    for epoch in range(1, epochs + 1):
+    for epoch in range(first_epoch, first_epoch + epochs):
         start = time.perf_counter()
         train_loss, train_accuracy = train_epoch(net, trained, optimizer, learn_rates, examples, batch_size, shift)
         if not math.isfinite(train_loss):
@@ -308,7 +219,7 @@ def train(net, examples, valid, *, epochs, batch_size, learn_rate, shift, log):
                 "train_accuracy": train_accuracy,
                 "valid_loss": valid_loss,
                 "valid_accuracy": valid_accuracy,
-                "learning_rate": learn_rate * one_cycle(epoch / epochs),
+                "learning_rate": learn_rate * one_cycle((epoch - first_epoch + 1) / epochs),
                 "seconds": time.perf_counter() - start,
             }
         )
@@ -332,16 +243,13 @@ def fit(args, checkpoint, targets_of, draw):
     print(f"{describe(checkpoint)}\n{counts} of {checkpoint.data}, on {device}", flush=True)
     history = []
 
+    last_epoch = args.pretrain + args.epochs
+
     def log(row):
-        row["epoch"] = len(history) + 1  # the first training's epochs count, too
-        if not history:
-            write_row(csv_path, row, new=True)
-        write_row(csv_path, row.values())
         history.append(row)
+        write_history(csv_path, history)
         figures = figures_in_words(row["valid_loss"], row["valid_accuracy"])
-        line = (
-            f"epoch {row['epoch']:3}/{args.pretrain + args.epochs}   training loss {row['train_loss']:.5f}   {figures}"
-        )
+        line = f"epoch {row['epoch']:3}/{last_epoch}   training loss {row['train_loss']:.5f}   {figures}"
         print(f"{line}   {row['seconds']:.1f} s", flush=True)
         checkpoint.epoch, checkpoint.figures = row["epoch"], row
         save_checkpoint(path, checkpoint)
@@ -357,9 +265,9 @@ def fit(args, checkpoint, targets_of, draw):
         everything = Examples(*(torch.cat(pair) for pair in zip(others, examples)))
         train(net, everything, valid, epochs=args.pretrain, learn_rate=learn_rate, **settings)
         learn_rate *= FINE_TUNING_RATE
-    train(net, examples, valid, epochs=args.epochs, learn_rate=learn_rate, **settings)
+    train(net, examples, valid, epochs=args.epochs, learn_rate=learn_rate, first_epoch=args.pretrain + 1, **settings)
 
-    title = f"{checkpoint.model}, {checkpoint.data}, {args.pretrain + args.epochs} epochs"
+    title = f"{checkpoint.model}, {checkpoint.data}, {last_epoch} epochs"
     curve, pictures = args.out_dir / f"{path.stem}_curve.png", args.out_dir / f"{path.stem}_images.png"
     save_curve(curve, title, history)
     draw(pictures, f"{title}: {figures_in_words(history[-1]['valid_loss'], history[-1]['valid_accuracy'])}", net, valid)
@@ -367,14 +275,12 @@ def fit(args, checkpoint, targets_of, draw):
     return valid
 
 
-def write_row(path, row, new=False):
-    """Append one row to a CSV file; `new` begins the file anew."""
-    if new:
-        with replacing(path, "w") as file:
-            csv.writer(file, lineterminator="\n").writerow(row)
-        return
-    with open(path, "a", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerow(row)
+def write_history(path, history):
+    """Write the figures of all epochs so far to a CSV file, which is whole at any moment."""
+    with replacing(path, "w") as file:
+        writer = csv.DictWriter(file, history[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
 
 
 def figures_in_words(loss, accuracy):
