@@ -58,8 +58,27 @@ def save_checkpoint(path, checkpoint):
     content["format"] = FORMAT
     content["palette"] = None if checkpoint.palette is None else torch.from_numpy(checkpoint.palette)
     content["state_dict"] = {name: value.cpu().contiguous() for name, value in checkpoint.net.state_dict().items()}
+    write_torch_file(path, content)
+
+
+def write_torch_file(path, content):
+    """Write containers of tensors, whole or not at all. Raises UserError where that fails."""
+    buffer = io.BytesIO()  # a full disk is then an OSError, not one of torch.save's own
+    torch.save(content, buffer)
     with replacing(path) as file:
-        torch.save(content, file)
+        file.write(buffer.getbuffer())
+
+
+def read_torch_file(path, what):
+    """Read containers of tensors and nothing else. Raises UserError, calling the file `what`."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the {what} ({error.strerror})") from error
+    try:
+        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises anything on a broken file
+        raise UserError(f"{path}: not a {what}, or a broken one; train it anew or fetch it again") from error
 
 
 def load_from_flags(args, model):
@@ -83,16 +102,7 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
 
     Raises UserError where the file is neither, or does not fit.
     """
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the checkpoint ({error.strerror})") from error
-    try:
-        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch.load raises anything on a broken file
-        raise UserError(f"{path}: not a checkpoint, or a broken one; train it anew or fetch it again") from error
+    content = read_torch_file(path, "checkpoint")
     asked = {"model": model, "kernel": kernel, "num_filters": num_filters}
     if isinstance(content, dict) and content.get("format") == FORMAT:
         checkpoint = described_checkpoint(path, content, asked)

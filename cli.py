@@ -1,6 +1,7 @@
 """What every script shares with its user: errors of one line, safe writing, the device."""
 
 import argparse
+import glob
 import os
 import random
 import sys
@@ -15,7 +16,10 @@ PROJECT = Path(__file__).resolve().parent
 
 
 class UserError(Exception):
-    """Something the user can mend; the message says what is wrong and what to do."""
+    """Something the user can mend; the message, one line, says what is wrong and what to do."""
+
+    def __init__(self, message):
+        super().__init__(" ".join(message.split()))
 
 
 def run(main):
@@ -25,8 +29,8 @@ def run(main):
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped by Ctrl-C", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\n{Path(sys.argv[0]).name}: {stop or 'stopped by Ctrl-C'}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -53,6 +57,23 @@ def replacing(path, mode="wb"):
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def check_writable(path):
+    """Raise UserError unless a file can be written at `path`; missing folders are made.
+
+    Removes what a killed process left half-written there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: cannot write it (it is a folder); name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            left.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot write it ({error.strerror or error})") from error
 
 
 def current_umask():

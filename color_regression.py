@@ -14,7 +14,8 @@ from cli import choose_device, run, seed_everything
 from data import describe_data, network_input
 from flags import add_training_flags
 from plots import save_rows
-from training import evaluate, fit, predict, validation_examples
+from runs import run_training
+from training import evaluate, predict, validation_examples
 
 MODEL = "RegressionCNN"
 
@@ -54,7 +55,7 @@ def train(args, device):
     seed_everything(args.seed)
     net = build(MODEL, kernel, num_filters, 3).to(device)
     checkpoint = Checkpoint(net, MODEL, kernel, num_filters, data=describe_data(args))
-    valid = fit(args, checkpoint, themselves, draw)
+    valid = run_training(args, checkpoint, themselves, draw)
     print_errors(checkpoint, valid.images, describe_data(args))
 
 

@@ -13,7 +13,8 @@ from cli import choose_device, run, seed_everything
 from data import describe_data, network_input, palette_for, quantize
 from flags import add_training_flags
 from plots import save_rows
-from training import evaluate, figures_in_words, fit, predict, validation_examples
+from runs import run_training
+from training import evaluate, figures_in_words, predict, validation_examples
 
 
 def parse(argv):
@@ -49,7 +50,7 @@ def train(args, device):
     seed_everything(args.seed)
     net = build(model, kernel, num_filters, len(palette)).to(device)
     checkpoint = Checkpoint(net, model, kernel, num_filters, palette, describe_data(args))
-    fit(args, checkpoint, partial(quantize, palette=palette), partial(draw, palette=palette))
+    run_training(args, checkpoint, partial(quantize, palette=palette), partial(draw, palette=palette))
 
 
 def validate(args, device):

@@ -98,6 +98,13 @@ def add_training_flags(parser, epochs):
         metavar="N",
         help="validate on N training images, left out of training, instead of the test images",
     )
+    parser.add_argument("--resume", action="store_true", help="go on with the stopped run of the same command")
+    parser.add_argument(
+        "--keep",
+        choices=("last", "best"),
+        default="last",
+        help="which epoch's weights the checkpoint receives (%(default)s)",
+    )
     parser.add_argument("--plot", action="store_true", help="draw sample pictures after every epoch, too")
     add_network_flags(parser)
     add_data_flags(parser)

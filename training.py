@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import csv
 import ctypes
 import math
 import time
@@ -12,12 +11,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from checkpoint import describe, file_name, save_checkpoint
-from cli import UserError, replacing
-from data import load_images, load_other_classes, network_input
-from plots import save_curve
-
-FINE_TUNING_RATE = 0.3  # of the peak learning rate, for the category's own epochs after --pretrain
+from cli import UserError
+from data import load_images, network_input
 
 
 class Examples(NamedTuple):
@@ -173,114 +168,105 @@ def keep_freed_memory():
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
-def train_epoch(net, trained, optimizer, learn_rates, examples, batch_size, shift):
+class Learner:
+    """A network in training: `trained` takes the optimizer's steps, `net` holds their average."""
+
+    def __init__(self, net):
+        self.net = net
+        self.trained = copy.deepcopy(net)
+        self.optimizer = Adam(self.trained.parameters())
+
+    def step(self, loss, learn_rate):
+        """Learn from the loss of one batch."""
+        loss.backward()
+        self.optimizer.step(learn_rate)
+        average_in(self.net, self.trained, self.optimizer.steps)
+
+    def state(self):
+        """Return all that changes in training, random numbers too, as plain containers of tensors."""
+        return {
+            "net": self.net.state_dict(),
+            "trained": self.trained.state_dict(),
+            "optimizer": {name: vars(self.optimizer)[name] for name in ("steps", "means", "squares")},
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def restore(self, state):
+        """Take up a state where it was left."""
+        self.net.load_state_dict(state["net"])
+        self.trained.load_state_dict(state["trained"])
+        self.optimizer.steps = state["optimizer"]["steps"]
+        for name in ("means", "squares"):
+            for mine, saved in zip(vars(self.optimizer)[name], state["optimizer"][name], strict=True):
+                mine.copy_(saved)
+        torch.set_rng_state(state["random"])
+        if len(state["random_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+
+def train_epoch(learner, learn_rates, examples, batch_size, shift):
     """Pass once over all examples in random order; return the mean (loss, accuracy) along the way.
 
-    `trained` takes the steps, `net` their average; `learn_rates` is an iterator over
-    the steps' learning rates.
+    `learn_rates` is an iterator over the steps' learning rates. Raises NotFinite.
     """
-    trained.train()
-    device, count = examples.images.device, len(examples.images)
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
-    order = torch.randperm(count, device=device)
+    learner.trained.train()
+    device = examples.images.device
+    order = torch.randperm(len(examples.images), device=device)
+    figures, counts = [], []
     for chosen in tqdm(order.split(batch_size), leave=False, disable=None, unit="step"):
         images, targets = augmented(examples.images[chosen], examples.targets[chosen], shift)
-        loss, accuracy = loss_and_accuracy(trained(network_input(images)), targets)
-        loss.backward()
-        optimizer.step(next(learn_rates))
-        average_in(net, trained, optimizer.steps)
-        sums += len(chosen) * torch.stack([loss.detach(), accuracy])
-    return tuple((sums / count).tolist())
+        loss, accuracy = loss_and_accuracy(learner.trained(network_input(images)), targets)
+        learner.step(loss, next(learn_rates))
+        figures.append(torch.stack([loss.detach(), accuracy]))
+        counts.append(len(chosen))
+    figures = torch.stack(figures).double().cpu()  # (steps, 2)
+    if not figures[:, 0].isfinite().all():
+        raise NotFinite(figures[:, 0].isfinite().int().argmin().item() + 1)
+    return tuple((figures * torch.tensor(counts)[:, None]).sum(0).div(sum(counts)).tolist())
 
 
-def train(net, examples, valid, *, epochs, batch_size, learn_rate, shift, log, first_epoch=1):
+class NotFinite(Exception):
+    """The loss of a step, counted from 1, is no longer a finite number."""
+
+
+def train(net, examples, valid, *, epochs, batch_size, learn_rate, shift, log, first_epoch=1, resumed=None):
     """Train with Adam under a one-cycle learning rate; the network ends with averaged weights.
 
-    The examples are on the network's device. Calls log(row) after every epoch with
-    a dict of figures. Raises UserError if the loss is not finite.
+    The examples are on the network's device; epochs count from `first_epoch`. Calls
+    log(row, state) after each, with a dict of its figures and the learner's state.
+    `resumed`, (epoch, state), goes on after that epoch. Raises UserError if the loss
+    is not finite.
     """
     keep_freed_memory()
-    trained = copy.deepcopy(net)
-    optimizer = Adam(trained.parameters())
-    steps = epochs * math.ceil(len(examples.images) / batch_size)
-    learn_rates = (learn_rate * one_cycle(step / steps) for step in range(steps))
-    for epoch in range(first_epoch, first_epoch + epochs):
+    learner = Learner(net)
+    done = 0
+    if resumed:
+        done = resumed[0] - first_epoch + 1
+        learner.restore(resumed[1])
+    steps_per_epoch = math.ceil(len(examples.images) / batch_size)
+    steps = epochs * steps_per_epoch
+    learn_rates = (learn_rate * one_cycle(step / steps) for step in range(done * steps_per_epoch, steps))
+    for epoch in range(first_epoch + done, first_epoch + epochs):
         start = time.perf_counter()
-        train_loss, train_accuracy = train_epoch(net, trained, optimizer, learn_rates, examples, batch_size, shift)
-        if not math.isfinite(train_loss):
+        try:
+            train_loss, train_accuracy = train_epoch(learner, learn_rates, examples, batch_size, shift)
+        except NotFinite as error:
             raise UserError(
-                f"the loss is no longer finite in epoch {epoch}: use a smaller --learn-rate than {learn_rate:g}"
-            )
+                f"the loss is no longer finite in step {error} of epoch {epoch}; the checkpoint is of the epoch "
+                f"before: train again with a smaller --learn-rate than {learn_rate:g}"
+            ) from error
         valid_loss, valid_accuracy = evaluate(net, *valid)
-        log(
-            {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                "valid_loss": valid_loss,
-                "valid_accuracy": valid_accuracy,
-                "learning_rate": learn_rate * one_cycle((epoch - first_epoch + 1) / epochs),
-                "seconds": time.perf_counter() - start,
-            }
-        )
-
-
-def fit(args, checkpoint, targets_of, draw):
-    """Train the checkpoint's network as the flags say, and write all that comes of it.
-
-    targets_of(images) makes the targets; draw(path, title, net, valid) the pictures.
-    After every epoch: its figures to the screen and a CSV file, and the checkpoint.
-    At the end: the training curve and the pictures. Returns the validation examples.
-    """
-    net, device = checkpoint.net, next(checkpoint.net.parameters()).device
-    path = args.checkpoint or args.out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
-    csv_path = args.out_dir / f"{path.stem}.csv"
-    examples = training_examples(args, targets_of, device)
-    valid = validation_examples(args, targets_of, device)
-    if args.batch_size > len(examples.images):
-        raise UserError(f"--batch-size {args.batch_size}: there are only {len(examples.images):,} training images")
-    counts = f"{len(examples.images):,} training and {len(valid.images):,} validation images"
-    print(f"{describe(checkpoint)}\n{counts} of {checkpoint.data}, on {device}", flush=True)
-    history = []
-
-    last_epoch = args.pretrain + args.epochs
-
-    def log(row):
-        history.append(row)
-        write_history(csv_path, history)
-        figures = figures_in_words(row["valid_loss"], row["valid_accuracy"])
-        line = f"epoch {row['epoch']:3}/{last_epoch}   training loss {row['train_loss']:.5f}   {figures}"
-        print(f"{line}   {row['seconds']:.1f} s", flush=True)
-        checkpoint.epoch, checkpoint.figures = row["epoch"], row
-        save_checkpoint(path, checkpoint)
-        if args.plot:
-            title = f"{checkpoint.model} after epoch {row['epoch']}: {figures}"
-            draw(args.out_dir / f"{path.stem}_epoch{row['epoch']:03}.png", title, net, valid)
-
-    settings = {"batch_size": args.batch_size, "shift": args.shift, "log": log}
-    learn_rate = args.learn_rate
-    if args.pretrain:
-        others = examples_on(device, load_other_classes(args), targets_of)
-        print(f"first {args.pretrain} epochs on these and {len(others.images):,} images of other classes", flush=True)
-        everything = Examples(*(torch.cat(pair) for pair in zip(others, examples)))
-        train(net, everything, valid, epochs=args.pretrain, learn_rate=learn_rate, **settings)
-        learn_rate *= FINE_TUNING_RATE
-    train(net, examples, valid, epochs=args.epochs, learn_rate=learn_rate, first_epoch=args.pretrain + 1, **settings)
-
-    title = f"{checkpoint.model}, {checkpoint.data}, {last_epoch} epochs"
-    curve, pictures = args.out_dir / f"{path.stem}_curve.png", args.out_dir / f"{path.stem}_images.png"
-    save_curve(curve, title, history)
-    draw(pictures, f"{title}: {figures_in_words(history[-1]['valid_loss'], history[-1]['valid_accuracy'])}", net, valid)
-    print(f"saved {path}, {csv_path}, {curve}, {pictures}")
-    return valid
-
-
-def write_history(path, history):
-    """Write the figures of all epochs so far to a CSV file, which is whole at any moment."""
-    with replacing(path, "w") as file:
-        writer = csv.DictWriter(file, history[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
+        row = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "valid_loss": valid_loss,
+            "valid_accuracy": valid_accuracy,
+            "learning_rate": learn_rate * one_cycle((epoch - first_epoch + 1) / epochs),
+            "seconds": time.perf_counter() - start,
+        }
+        log(row, learner.state())
 
 
 def figures_in_words(loss, accuracy):

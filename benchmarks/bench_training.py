@@ -10,7 +10,6 @@ on the logits, Adam at a constant 0.001, batches of 100, one .item() per step.
 """
 
 import argparse
-import copy
 import ctypes
 import itertools
 import json
@@ -36,7 +35,7 @@ from checkpoint import build
 from cli import choose_device
 from data import add_data_flags, load_images, load_palette, network_input, palette_path, quantize
 from models import UNet
-from training import Adam, Examples, evaluate, keep_freed_memory, train_epoch
+from training import Examples, Learner, evaluate, keep_freed_memory, train_epoch
 
 HANDOUT_LOSS = 1.3845  # of the handout's UNet, on its palette
 
@@ -93,10 +92,9 @@ def plain_loop(images, palette, device):
 def our_loop(images, palette, device):
     """Return a function that trains this package's UNet for one epoch at batch 100."""
     net = build("UNet", 3, 32, len(palette)).to(device)
-    trained = copy.deepcopy(net)
-    optimizer = Adam(trained.parameters())
+    learner = Learner(net)
     examples = Examples(images.to(device), quantize(images, palette).to(device))
-    return lambda: train_epoch(net, trained, optimizer, itertools.repeat(0.001), examples, 100, 1)
+    return lambda: train_epoch(learner, itertools.repeat(0.001), examples, 100, 1)
 
 
 def restore_glibc_defaults():

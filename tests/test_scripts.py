@@ -82,7 +82,13 @@ def test_two_runs_of_one_command_give_the_same_figures(cifar, small_palette):
 def test_checkpoint_is_saved_where_it_is_asked_for(cifar, small_palette):
     colorization.main([*SMALL, "-c", str(small_palette), "--checkpoint", "mine.pkl"])
     assert load_checkpoint("mine.pkl").model == "UNet"
-    assert sorted(path.name for path in Path("outputs").iterdir()) == ["mine.csv", "mine_curve.png", "mine_images.png"]
+    assert sorted(path.name for path in Path("outputs").iterdir()) == [
+        "mine.csv",
+        "mine.json",
+        "mine.state",
+        "mine_curve.png",
+        "mine_images.png",
+    ]
 
 
 def test_held_out_training_images_validate(cifar, small_palette, capsys):

@@ -163,7 +163,7 @@ class Recorder(Fixed):
         return super().forward(x)
 
 
-def run_training(net, images, labels, log=lambda row: None, **changes):
+def run_training(net, images, labels, log=lambda row, state: None, **changes):
     settings = {"epochs": 2, "batch_size": 4, "learn_rate": 0.01, "shift": 1, "log": log} | changes
     train(net, Examples(images, labels), Examples(images[:3], labels[:3]), **settings)
 
@@ -184,7 +184,7 @@ def test_training_learns_and_logs_what_it_reports():
     images = torch.randint(0, 256, (40, 1, 1, 1)).expand(40, 3, 8, 8).to(torch.uint8)
     labels = (images[:, 0] > 127).to(torch.uint8)
     net, rows = build("CNN", 3, 4, 2), []
-    run_training(net, images, labels, rows.append, epochs=20)
+    run_training(net, images, labels, lambda row, state: rows.append(row), epochs=20)
     assert [row["epoch"] for row in rows] == list(range(1, 21))
     assert rows[-1]["train_loss"] < 0.5 * rows[0]["train_loss"]
     assert rows[-1]["valid_accuracy"] > 0.9
@@ -211,7 +211,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     net = build("CNN", 3, 4, 5)
     with torch.no_grad():
         net.finalconv.bias.fill_(math.nan)
-    with pytest.raises(UserError, match=r"no longer finite in epoch 1.*--learn-rate"):
+    with pytest.raises(UserError, match=r"no longer finite in step 1 of epoch 1.*--learn-rate"):
         run_training(net, images, labels)
 
 

@@ -1,0 +1,163 @@
+"""One run of training: its log, its files, and how it goes on after it was stopped."""
+
+import csv
+import hashlib
+import json
+import platform
+import shlex
+import sys
+import time
+
+import numpy as np
+import torch
+
+from checkpoint import describe, file_name, load_checkpoint, read_torch_file, save_checkpoint, write_torch_file
+from cli import UserError, check_writable, replacing
+from data import load_other_classes
+from plots import save_curve
+from training import Examples, examples_on, figures_in_words, train, training_examples, validation_examples
+
+STATE_FORMAT = "colorization training state 1"
+FINE_TUNING_RATE = 0.3  # of the peak learning rate, for the category's own epochs after --pretrain
+
+
+def run_training(args, checkpoint, targets_of, draw):
+    """Train the checkpoint's network as the flags say, and write all that comes of it.
+
+    targets_of(images) makes the targets; draw(path, title, net, valid) the pictures.
+    After every epoch: its figures to the screen and a CSV file, the checkpoint, the
+    best one so far, and the state that --resume goes on from. At the end: the curve
+    and the pictures. Returns the validation examples.
+    """
+    start = time.perf_counter()
+    net, device = checkpoint.net, next(checkpoint.net.parameters()).device
+    path = args.checkpoint or args.out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
+    best_path = path.with_name(f"{path.stem}_best.pkl")
+    state_path, csv_path, record_path, curve, pictures = (
+        args.out_dir / f"{path.stem}{end}" for end in (".state", ".csv", ".json", "_curve.png", "_images.png")
+    )
+    for target in (path, best_path, state_path, csv_path, record_path, curve, pictures):
+        check_writable(target)
+    examples = training_examples(args, targets_of, device)
+    valid = validation_examples(args, targets_of, device)
+    if args.batch_size > len(examples.images):
+        raise UserError(f"--batch-size {args.batch_size}: there are only {len(examples.images):,} training images")
+    last_epoch = args.pretrain + args.epochs
+    settings = settings_of(args, checkpoint)
+    history, resumed = load_state(state_path, settings, last_epoch) if args.resume else ([], None)
+    counts = f"{len(examples.images):,} training and {len(valid.images):,} validation images"
+    print(f"{describe(checkpoint)}\n{counts} of {checkpoint.data}, on {device}", flush=True)
+
+    def log(row, state):
+        rows = [*history, row]
+        checkpoint.epoch, checkpoint.figures = row["epoch"], row
+        is_best = row["valid_loss"] == min(earlier["valid_loss"] for earlier in rows)
+        if is_best:
+            save_checkpoint(best_path, checkpoint)
+        if is_best or args.keep == "last":
+            save_checkpoint(path, checkpoint)
+        write_history(csv_path, rows)
+        write_record(record_path, args, checkpoint, examples, time.perf_counter() - start)
+        write_torch_file(state_path, {"format": STATE_FORMAT, "settings": settings, "history": rows, "learner": state})
+        history.append(row)  # only now is the epoch complete
+        figures = figures_in_words(row["valid_loss"], row["valid_accuracy"])
+        line = f"epoch {row['epoch']:3}/{last_epoch}   training loss {row['train_loss']:.5f}   {figures}"
+        print(f"{line}   {row['seconds']:.1f} s", flush=True)
+        if args.plot:
+            title = f"{checkpoint.model} after epoch {row['epoch']}: {figures}"
+            draw(args.out_dir / f"{path.stem}_epoch{row['epoch']:03}.png", title, net, valid)
+
+    try:
+        train_in_stages(args, net, targets_of, examples, valid, resumed, log)
+    except KeyboardInterrupt:
+        if not history:
+            raise KeyboardInterrupt("stopped before the first epoch was complete: nothing is saved") from None
+        raise KeyboardInterrupt(
+            f"stopped; epoch {len(history)} of {last_epoch} is saved, and the same command with --resume goes on"
+        ) from None
+
+    if args.keep == "best":
+        checkpoint = load_checkpoint(path)
+        checkpoint.net.to(device)
+    title = f"{checkpoint.model}, {checkpoint.data}, {checkpoint.epoch} epochs"
+    figures = figures_in_words(checkpoint.figures["valid_loss"], checkpoint.figures["valid_accuracy"])
+    save_curve(curve, title, history)
+    draw(pictures, f"{title}: {figures}", checkpoint.net, valid)
+    print(f"saved {path}, {best_path}, {csv_path}, {curve}, {pictures}")
+    return valid
+
+
+def train_in_stages(args, net, targets_of, examples, valid, resumed, log):
+    """Train on all classes where --pretrain asks for it, then on the category's own images."""
+    done = resumed[0] if resumed else 0
+    settings = {"batch_size": args.batch_size, "shift": args.shift, "log": log}
+    learn_rate = args.learn_rate
+    if args.pretrain:
+        if done <= args.pretrain:
+            others = examples_on(examples.images.device, load_other_classes(args), targets_of)
+            print(
+                f"first {args.pretrain} epochs on these and {len(others.images):,} images of other classes", flush=True
+            )
+            everything = Examples(*(torch.cat(pair) for pair in zip(others, examples)))
+            train(net, everything, valid, epochs=args.pretrain, learn_rate=learn_rate, resumed=resumed, **settings)
+            resumed = None
+        learn_rate *= FINE_TUNING_RATE
+    first = args.pretrain + 1
+    train(
+        net, examples, valid, epochs=args.epochs, learn_rate=learn_rate, first_epoch=first, resumed=resumed, **settings
+    )
+
+
+def settings_of(args, checkpoint):
+    """Return what a resumed run must have in common with the stopped one, by the names of the flags."""
+    names = ("epochs", "pretrain", "batch_size", "learn_rate", "shift", "seed", "holdout", "keep")
+    network = {"model": checkpoint.model, "kernel": checkpoint.kernel, "num_filters": checkpoint.num_filters}
+    palette = None if checkpoint.palette is None else checkpoint.palette.tolist()
+    return network | {name: getattr(args, name) for name in names} | {"data": checkpoint.data, "colors": palette}
+
+
+def load_state(path, settings, last_epoch):
+    """Return a stopped run's (history, (its last epoch, its learner's state)).
+
+    Raises UserError where there is none, where it is finished, or of other settings.
+    """
+    content = read_torch_file(path, "training state")
+    if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
+        raise UserError(f"{path}: not a training state of this package; train without --resume")
+    for name, value in settings.items():
+        if content["settings"].get(name) != value:
+            flag, was = "--" + name.replace("_", "-"), content["settings"].get(name)
+            differ = "is another palette" if name == "colors" else f"was {was}, not {value}"
+            raise UserError(f"{path}: cannot resume with other settings: {flag} {differ}")
+    history = content["history"]
+    if len(history) >= last_epoch:
+        raise UserError(f"{path}: this run is finished, all {last_epoch} epochs; train without --resume to start anew")
+    return history, (len(history), content["learner"])
+
+
+def write_history(path, history):
+    """Write the figures of all epochs so far to a CSV file, which is whole at any moment."""
+    with replacing(path, "w") as file:
+        writer = csv.DictWriter(file, history[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def write_record(path, args, checkpoint, examples, seconds):
+    """Write what it takes to repeat a run, as JSON."""
+    device = examples.images.device
+    record = {
+        "command": shlex.join(sys.argv),
+        "flags": {name: str(value) for name, value in vars(args).items()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "seed": args.seed,
+        "data": checkpoint.data,
+        "data_sha256": hashlib.sha256(examples.images.cpu().numpy()).hexdigest(),
+        "palette": None if checkpoint.palette is None else checkpoint.palette.tolist(),
+        "epochs": checkpoint.epoch,
+        "seconds": round(seconds, 1),
+    }
+    with replacing(path, "w") as file:
+        json.dump(record, file, indent=1)

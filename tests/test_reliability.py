@@ -1,0 +1,331 @@
+"""Runs that are stopped, killed, or run out of space; and files that lie."""
+
+import contextlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROWS, batch_bytes, handout_palette, smooth_images
+
+import checkpoint
+import colorization
+import data
+from cli import UserError
+from training import NotFinite, train_epoch
+
+PROJECT = Path(data.__file__).parent
+SMALL = ["-f", "2", "-b", "8"]
+
+
+class Stopped(BaseException):
+    """What a killed process would see, if it saw anything."""
+
+
+def stop_in_epoch(monkeypatch, epoch, error=Stopped):
+    """Have training break off in the middle of this epoch, once."""
+    count = iter(range(1, 100))
+
+    def breaking(learner, learn_rates, examples, batch_size, shift):
+        if next(count) == epoch:
+            train_epoch(learner, learn_rates, type(examples)(*(x[:8] for x in examples)), batch_size, shift)
+            raise error
+        return train_epoch(learner, learn_rates, examples, batch_size, shift)
+
+    monkeypatch.setattr("training.train_epoch", breaking)
+
+
+def figures(path):
+    """Return a CSV file's text without its column of seconds."""
+    return [line.rsplit(",", 1)[0] for line in Path(path).read_text().splitlines()]
+
+
+PRETRAIN = ["--pretrain", "2"]
+
+
+@pytest.mark.parametrize(("flags", "stop"), [([], 3), (PRETRAIN, 2), (PRETRAIN, 3), (PRETRAIN, 5)])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(cifar, small_palette, monkeypatch, capsys, flags, stop):
+    command = [*SMALL, "-e", "4", "-c", str(small_palette), *flags]
+    colorization.main([*command, "--out-dir", "whole"])
+    with monkeypatch.context() as patched:
+        stop_in_epoch(patched, stop)
+        with pytest.raises(Stopped):
+            colorization.main([*command, "--out-dir", "parts"])
+    assert len(figures("parts/unet_k3_f2.csv")) == stop  # the header and the complete epochs
+    torch.rand(7)
+    colorization.main([*command, "--out-dir", "parts", "--resume"])
+    assert figures("parts/unet_k3_f2.csv") == figures("whole/unet_k3_f2.csv")
+    for name in ("unet_k3_f2.pkl", "unet_k3_f2_best.pkl"):
+        one, two = (torch.load(f"{folder}/{name}", weights_only=True) for folder in ("whole", "parts"))
+        assert one["epoch"] == two["epoch"]
+        assert all(torch.equal(value, two["state_dict"][key]) for key, value in one["state_dict"].items())
+
+
+def test_what_cannot_be_resumed_says_why(cifar, small_palette, fails, tmp_path):
+    command = [*SMALL, "-e", "1", "-c", small_palette]
+    assert "unet_k3_f2.state: cannot read the training state" in fails(colorization.main, *command, "--resume")
+    colorization.main([str(word) for word in command])
+    assert "this run is finished, all 1 epochs" in fails(colorization.main, *command, "--resume")
+    command[command.index("-e") + 1] = "3"
+    assert "other settings: --epochs was 1, not 3" in fails(colorization.main, *command, "--resume")
+    command[command.index("-e") + 1] = "1"
+    changes = {"--learn-rate": "0.02", "--batch-size": "5", "--seed": "3", "--shift": "0", "--holdout": "2"}
+    for flags in changes.items():
+        assert f"other settings: {flags[0]} was" in fails(colorization.main, *command, *flags, "--resume")
+    np.save("other.npy", np.linspace([0, 0.1, 0], [0.9, 0.8, 0.98], 5))
+    assert "--colors is another palette" in fails(colorization.main, *command, "-c", "other.npy", "--resume")
+    Path("outputs/unet_k3_f2.state").write_bytes(b"no state")
+    assert "not a training state" in fails(colorization.main, *command, "--resume")
+    torch.save({}, "outputs/unet_k3_f2.state")
+    assert "not a training state" in fails(colorization.main, *command, "--resume")
+
+
+def test_the_best_epoch_is_kept(cifar, small_palette, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0] * 2)
+    monkeypatch.setattr("training.evaluate", lambda *_: (next(losses), 0.5))
+    for keep, last in (("last", 3), ("best", 2)):
+        colorization.main([*SMALL, "-e", "3", "-c", str(small_palette), "--keep", keep, "--checkpoint", f"{keep}.pkl"])
+        assert checkpoint.load_checkpoint(f"{keep}.pkl").epoch == last
+        assert checkpoint.load_checkpoint(f"{keep}_best.pkl").epoch == 2
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(cifar, small_palette, monkeypatch, fails):
+    stop_in_epoch(monkeypatch, 2, NotFinite(5))
+    line = fails(colorization.main, *SMALL, "-e", "3", "-c", small_palette)
+    assert "step 5 of epoch 2" in line
+    assert "smaller --learn-rate than 0.01" in line
+    assert checkpoint.load_checkpoint("outputs/unet_k3_f2.pkl").epoch == 1
+
+
+def test_a_run_writes_what_it_takes_to_repeat_it(cifar, small_palette):
+    colorization.main([*SMALL, "-e", "2", "-c", str(small_palette), "--seed", "9"])
+    record = json.loads(Path("outputs/unet_k3_f2.json").read_text())
+    horses = data.cifar10_images(cifar, ["horse"], train=True)
+    assert record["data"] == "CIFAR-10 horse"
+    assert record["data_sha256"] == data.hashlib.sha256(horses.numpy().tobytes()).hexdigest()
+    assert record["seed"] == 9
+    assert record["epochs"] == 2
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["palette"] == np.load(small_palette).tolist()
+    assert record["device"] == "cpu"
+    assert record["command"]
+    assert record["seconds"] > 0
+
+
+def shell(*argv, **settings):
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT / "colorization.py"), *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **settings,
+    )
+
+
+def train_small(rows, argv):
+    """Run a training in this process, silently; the target of processes to be killed."""
+    torch.set_num_threads(1)
+    data.ROWS = rows
+    with contextlib.redirect_stdout(io.StringIO()):
+        colorization.main(argv)
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, small_palette):
+    argv = ["-f", "1", "-b", "500", "-e", "500", "-c", small_palette, "--data", "sample", "--out-dir", tmp_path / "out"]
+    with shell(*argv) as process:
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    lines = error.strip().splitlines()
+    assert len(lines) == 1
+    assert "of 500 is saved, and the same command with --resume goes on" in lines[0]
+    assert checkpoint.load_checkpoint(tmp_path / "out" / "unet_k3_f1.pkl").epoch >= 1
+
+
+def test_a_killed_process_leaves_whole_files(cifar, small_palette):
+    """SIGKILL at 30 random moments; each next process goes on from what the last one left."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_reliability"])
+    moments = random.Random(0)
+    argv = [*SMALL, "-e", "9999", "-c", str(small_palette), "--data-dir", str(cifar)]
+    state, weights = Path("outputs/unet_k3_f2.state"), Path("outputs/unet_k3_f2.pkl")
+    epochs, killed_parts = [0], 0
+    for _ in range(30):
+        process = context.Process(target=train_small, args=(ROWS, [*argv, *(["--resume"] if epochs[-1] else [])]))
+        process.start()
+        seen = state.stat().st_mtime_ns if state.exists() else 0
+        for _ in range(600):  # until it has saved once; then anywhere in an epoch or a save
+            if state.exists() and state.stat().st_mtime_ns != seen:
+                break
+            time.sleep(0.05)
+        time.sleep(moments.random() * 0.1)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        killed_parts += any(Path("outputs").glob(".*.part"))
+        content = checkpoint.read_torch_file(state, "training state")
+        epochs.append(len(content["history"]))
+        assert epochs[-1] > epochs[-2]
+        assert checkpoint.load_checkpoint(weights).epoch >= epochs[-1]
+    assert killed_parts > 0, "no kill came in the middle of a save"
+
+
+@contextlib.contextmanager
+def file_size_limit(size):
+    """Files cannot grow over `size` bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(cifar, small_palette, fails):
+    command = [*SMALL, "-e", "1", "-c", small_palette, "--checkpoint", "u.pkl"]
+    colorization.main([str(word) for word in command])
+    before = Path("u.pkl").read_bytes()
+    with file_size_limit(2000):
+        line = fails(colorization.main, *command, "--seed", "1")
+    assert "cannot write it (File too large)" in line
+    assert Path("u.pkl").read_bytes() == before
+    assert not list(Path().rglob("*.part"))
+
+
+@pytest.mark.parametrize("fault", ["folder", "below a file", "read-only", "out-dir is a file"])
+def test_targets_that_cannot_be_written_are_found_before_training(cifar, small_palette, fails, monkeypatch, fault):
+    monkeypatch.setattr("runs.train", lambda *_, **__: pytest.fail("training began"))
+    Path("file").touch()
+    Path("folder").mkdir()
+    flags = {
+        "folder": ["--checkpoint", "folder"],
+        "below a file": ["--checkpoint", "file/u.pkl"],
+        "read-only": ["--checkpoint", "folder/u.pkl"],
+        "out-dir is a file": ["--out-dir", "file"],
+    }[fault]
+    if fault == "read-only":
+        Path("folder").chmod(0o500)
+        if os.access("folder", os.W_OK):
+            pytest.skip("this user may write anywhere")
+    assert "cannot write it" in fails(colorization.main, *SMALL, "-c", small_palette, *flags)
+
+
+def mutations(content, count, seed):
+    """Yield `count` damaged copies of a file's content: cut, changed, doubled, shuffled."""
+    chance = random.Random(seed)
+    for _ in range(count):
+        damaged = bytearray(content)
+        for _ in range(chance.choice([1, 1, 2, 8])):
+            start = chance.randrange(len(damaged))
+            kind = chance.randrange(4)
+            if kind == 0:
+                damaged[start] = chance.randrange(256)
+            elif kind == 1:
+                del damaged[start : start + chance.choice([1, 4, 1000, len(damaged)])]
+            elif kind == 2:
+                damaged[start:start] = damaged[start : start + chance.choice([1, 16, 300])]
+            else:
+                damaged[start : start + 4] = chance.randbytes(4)
+            if not damaged:
+                break
+        yield bytes(damaged)
+
+
+def batch(path):
+    data.read_batch(path)
+
+
+def archive(path):
+    target = path.with_name("unpacked")
+    data.unpack(path, target, data.hashlib.sha256(path.read_bytes()).hexdigest())
+    for file in target.iterdir():
+        file.unlink()
+    target.rmdir()
+
+
+def archive_bytes():
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name in data.TRAIN_FILES + data.TEST_FILES:
+            member = tarfile.TarInfo(f"{data.FOLDER}/{name}")
+            member.size = 100
+            tar.addfile(member, io.BytesIO(bytes(100)))
+    return stream.getvalue()
+
+
+def checkpoint_bytes():
+    stream = io.BytesIO()
+    torch.manual_seed(0)
+    palette = torch.rand(5, 3).double()
+    content = {"format": checkpoint.FORMAT, "model": "CNN", "kernel": 3, "num_filters": 2, "palette": palette}
+    content |= {"data": "x", "epoch": 1, "figures": {}, "state_dict": checkpoint.build("CNN", 3, 2, 5).state_dict()}
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+def plain_palette_bytes():
+    stream = io.BytesIO()
+    np.save(stream, np.random.default_rng(0).random((5, 3)))
+    return stream.getvalue()
+
+
+PARSERS = {
+    "batch": (batch, lambda: batch_bytes(smooth_images(2).reshape(2, -1), [3, 7]), 700),
+    "archive": (archive, archive_bytes, 500),
+    "plain palette": (data.load_palette, plain_palette_bytes, 500),
+    "handout's palette": (data.load_palette, lambda: handout_palette(np.random.default_rng(0).random((5, 3))), 700),
+    "checkpoint": (checkpoint.load_checkpoint, checkpoint_bytes, 400),
+}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_damaged_files_end_in_success_or_in_one_clear_line(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "ROWS", 2)
+    parse, make, count = PARSERS[name]
+    path = tmp_path / "file"
+    refused = 0
+    path.write_bytes(make())
+    parse(path)  # undamaged, it is read
+    for seed, damaged in enumerate(mutations(make(), count, seed=1)):
+        path.write_bytes(damaged)
+        try:
+            parse(path)
+        except UserError as error:
+            refused += 1
+            assert str(path) in str(error), f"mutation {seed}"
+            assert "\n" not in str(error), f"mutation {seed}"
+    assert refused > count / 10
+
+
+def test_whole_pickled_modules_and_plain_pickles_are_no_checkpoints(tmp_path):
+    path = tmp_path / "module.pkl"
+    torch.save(checkpoint.build("CNN", 3, 2, 5), path)
+    with pytest.raises(UserError, match=r"module\.pkl: not a checkpoint"):
+        checkpoint.load_checkpoint(path)
+    path.write_bytes(pickle.dumps({"a": np.zeros(3)}))
+    with pytest.raises(UserError, match=r"module\.pkl: not a checkpoint"):
+        checkpoint.load_checkpoint(path)
+
+
+def test_a_checkpoint_cut_anywhere_is_refused(tmp_path):
+    whole, path = checkpoint_bytes(), tmp_path / "cut.pkl"
+    for end in range(0, len(whole), math.ceil(len(whole) / 200)):
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match=r"cut\.pkl: not a checkpoint"):
+            checkpoint.load_checkpoint(path)
