@@ -60,7 +60,7 @@ def replacing(path, mode="wb"):
 
 
 def check_writable(path):
-    """Raise UserError unless a file can be written at `path`; missing folders are made.
+    """Raise UserError unless a file can be written at `path`, in a folder that may still be missing.
 
     Removes what a killed process left half-written there.
     """
@@ -68,8 +68,8 @@ def check_writable(path):
     if path.is_dir():
         raise UserError(f"{path}: cannot write it (it is a folder); name a file")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        tempfile.TemporaryFile(dir=folder).close()
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
             left.unlink()
     except OSError as error:

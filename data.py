@@ -34,6 +34,7 @@ ROWS = 10_000
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 FOLDER = "cifar-10-batches-py"
+TIMEOUT = 30  # seconds of silence that end a download
 TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
 TEST_FILES = ["test_batch"]
 
@@ -193,15 +194,25 @@ def cifar10_folder(data_dir):
     return folder
 
 
-def download(url, path, sha256, timeout=30):
+class HttpsRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to https alone."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if not newurl.startswith("https:"):
+            raise UserError(f"{req.full_url} leads to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def download(url, path, sha256):
     """Fetch `url` into `path`, which appears only when its content has the right SHA-256.
 
-    Raises UserError or OSError (URLError is one); `timeout` is in seconds of silence.
+    Raises UserError, OSError (URLError is one) or HTTPException.
     """
     request = urllib.request.Request(url, headers={"User-Agent": "colorization"})
-    with urllib.request.urlopen(request, timeout=timeout) as response, replacing(path) as file:
-        if url.startswith("https:") and not response.url.startswith("https:"):
-            raise UserError(f"{url} leads to {response.url}, which is not https")
+    with (
+        urllib.request.build_opener(HttpsRedirects).open(request, timeout=TIMEOUT) as response,
+        replacing(path) as file,
+    ):
         digest, total = hashlib.sha256(), int(response.headers.get("Content-Length") or 0)
         with tqdm(total=total or None, unit="B", unit_scale=True, desc=Path(path).name, leave=False) as bar:
             while chunk := next_chunk(response):

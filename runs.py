@@ -48,6 +48,8 @@ def run_training(args, checkpoint, targets_of, draw):
     counts = f"{len(examples.images):,} training and {len(valid.images):,} validation images"
     print(f"{describe(checkpoint)}\n{counts} of {checkpoint.data}, on {device}", flush=True)
 
+    record = record_of(args, checkpoint, examples)
+
     def log(row, state):
         rows = [*history, row]
         checkpoint.epoch, checkpoint.figures = row["epoch"], row
@@ -57,7 +59,7 @@ def run_training(args, checkpoint, targets_of, draw):
         if is_best or args.keep == "last":
             save_checkpoint(path, checkpoint)
         write_history(csv_path, rows)
-        write_record(record_path, args, checkpoint, examples, time.perf_counter() - start)
+        write_record(record_path, record | {"epochs": row["epoch"], "seconds": time.perf_counter() - start})
         write_torch_file(state_path, {"format": STATE_FORMAT, "settings": settings, "history": rows, "learner": state})
         history.append(row)  # only now is the epoch complete
         figures = figures_in_words(row["valid_loss"], row["valid_accuracy"])
@@ -143,10 +145,10 @@ def write_history(path, history):
         writer.writerows(history)
 
 
-def write_record(path, args, checkpoint, examples, seconds):
-    """Write what it takes to repeat a run, as JSON."""
+def record_of(args, checkpoint, examples):
+    """Return what it takes to repeat a run."""
     device = examples.images.device
-    record = {
+    return {
         "command": shlex.join(sys.argv),
         "flags": {name: str(value) for name, value in vars(args).items()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
@@ -156,8 +158,10 @@ def write_record(path, args, checkpoint, examples, seconds):
         "data": checkpoint.data,
         "data_sha256": hashlib.sha256(examples.images.cpu().numpy()).hexdigest(),
         "palette": None if checkpoint.palette is None else checkpoint.palette.tolist(),
-        "epochs": checkpoint.epoch,
-        "seconds": round(seconds, 1),
     }
+
+
+def write_record(path, record):
+    """Write a run's record as JSON."""
     with replacing(path, "w") as file:
         json.dump(record, file, indent=1)

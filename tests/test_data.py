@@ -116,12 +116,20 @@ def test_archives_that_are_not_cifar_leave_no_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server():
-    """An HTTP server on this machine; `.answer` is (status, announced length or None, body)."""
+    """An HTTP server on this machine; `.answer` is (status, announced length or None, body).
+
+    A status of None is silence; a redirect's body is where it leads.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             status, length, body = state.answer
+            if status is None:
+                over.wait(20)
+                return
             self.send_response(status)
+            if 300 <= status < 400:
+                self.send_header("Location", body.decode())
             self.send_header("Content-Length", str(len(body) if length is None else length))
             self.end_headers()
             self.wfile.write(body)
@@ -132,7 +140,9 @@ def server():
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state = SimpleNamespace(answer=(200, None, b""), url=f"http://127.0.0.1:{httpd.server_port}/file.tar.gz")
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    over = threading.Event()
     yield state
+    over.set()
     httpd.shutdown()
     httpd.server_close()
 
@@ -156,12 +166,22 @@ def test_a_download_arrives_whole(server, tmp_path):
 )
 def test_a_failed_download_leaves_nothing(server, tmp_path, monkeypatch, answer):
     server.answer = answer
+    monkeypatch.setattr(data, "TIMEOUT", 0.3)
     monkeypatch.setattr(data, "URL", server.url)
     with pytest.raises(UserError, match="--data sample") as error:
         data.cifar10_folder(tmp_path)
     assert server.url in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_cut_at_any_byte_leaves_nothing(server, tmp_path):
+    body = bytes(range(100))
+    for length in range(0, 100, 7):
+        server.answer = (200, 100, body[:length])
+        with pytest.raises(UserError, match="broke"):
+            data.download(server.url, tmp_path / "file", data.hashlib.sha256(body).hexdigest())
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_download_leaves_nothing(server, tmp_path, monkeypatch):

@@ -211,6 +211,7 @@ def trained(cifar, small_palette):
         (["--category", "zebra"], "invalid choice: 'zebra'"),
         (["--device", "abacus"], "--device abacus: no such device"),
         (["--device", "cuda:99"], "--device cuda:99: no such GPU"),
+        (["--device", "mps"], "--device mps: only cpu and cuda"),
         (["--kernel", "4"], "is even"),
         (["--holdout", "20"], "--holdout 20: there are only 20"),
     ],
@@ -230,10 +231,19 @@ def test_flags_that_do_not_fit(trained, fails, flags, said):
         (["-f", "many"], "-f/--num-filters"),
         (["--seed", "-1"], "-s/--seed"),
         (["--model", "GAN"], "invalid choice: 'GAN'"),
+        (["--kernel", "4"], "is even"),
+        (["--holdout", "20"], "--holdout 20: there are only 20"),
+        (["--category", "zebra"], "invalid choice: 'zebra'"),
     ],
 )
 def test_flags_out_of_range(cifar, fails, flags, said):
     assert said in fails(colorization.main, *flags)
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(cifar, fails):
+    assert "--device cuda: no such GPU on this machine; leave" in fails(colorization.main, "--device", "cuda")
 
 
 @pytest.mark.parametrize("number", ["-1", "4", "1000000"])

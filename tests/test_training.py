@@ -1,7 +1,9 @@
 """The loop and the validation: exact figures, every image once, the same numbers again."""
 
+import gc
 import math
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,6 +206,19 @@ def test_the_same_seed_gives_the_same_weights():
         states.append(net.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["finalconv.weight"], states[2]["finalconv.weight"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory in use is read from /proc")
+def test_long_runs_do_not_leak():
+    images, labels = random_set(60)
+    resident = []
+
+    def log(row, state):
+        gc.collect()
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]))
+
+    run_training(build("UNet", 3, 4, 5), images, labels, log, epochs=30, batch_size=20)
+    assert max(resident[5:]) < 1.05 * resident[4]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
