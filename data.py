@@ -256,10 +256,12 @@ def unpack(archive, folder, sha256):
                     with tar.extractfile(member) as source, open(part / name, "wb") as target:
                         shutil.copyfileobj(source, target)
             os.replace(part, folder)
-    except (KeyError, EOFError, tarfile.TarError) as error:
-        raise UserError(f"{archive}: not the archive of CIFAR-10 ({error}); remove it to get it anew") from error
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{archive}: cannot unpack it ({error.strerror or error})") from error
+    except Exception as error:  # a broken archive raises anything
+        raise UserError(f"{archive}: not the archive of CIFAR-10 ({error}); remove it to get it anew") from error
 
 
 def sample_images(train):

@@ -114,6 +114,24 @@ def test_archives_that_are_not_cifar_leave_no_folder(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-python.tar.gz", "something"]
 
 
+def test_hostile_archives_write_nothing(tmp_path):
+    (tmp_path / "data").mkdir()
+    archive = tmp_path / "data" / "archive.tar"
+    for name in (str(tmp_path / "absolute"), "../above", f"{data.FOLDER}/../above", f"{data.FOLDER}/data_batch_1"):
+        with tarfile.open(archive, "w") as tar:
+            member = tarfile.TarInfo(name)
+            member.size = 50_000_000 if name.endswith("batch_1") else 10
+            tar.addfile(member, io.BytesIO(bytes(member.size)))
+        with pytest.raises(UserError, match="CIFAR-10"):
+            data.unpack(archive, tmp_path / "data" / data.FOLDER, data.hashlib.sha256(archive.read_bytes()).hexdigest())
+        assert [path.name for path in tmp_path.rglob("*")] == ["data", "archive.tar"]
+    huge = tarfile.TarInfo(f"{data.FOLDER}/data_batch_1")
+    huge.size = 100 << 30
+    archive.write_bytes(huge.tobuf() + bytes(10_000))
+    with pytest.raises(UserError, match="CIFAR-10"):
+        data.unpack(archive, tmp_path / "data" / data.FOLDER, data.hashlib.sha256(archive.read_bytes()).hexdigest())
+
+
 @pytest.fixture
 def server():
     """An HTTP server on this machine; `.answer` is (status, announced length or None, body).

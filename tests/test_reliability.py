@@ -259,9 +259,9 @@ def archive(path):
     target.rmdir()
 
 
-def archive_bytes():
+def archive_bytes(mode="w"):
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
+    with tarfile.open(fileobj=stream, mode=mode) as tar:
         for name in data.TRAIN_FILES + data.TEST_FILES:
             member = tarfile.TarInfo(f"{data.FOLDER}/{name}")
             member.size = 100
@@ -287,7 +287,8 @@ def plain_palette_bytes():
 
 PARSERS = {
     "batch": (batch, lambda: batch_bytes(smooth_images(2).reshape(2, -1), [3, 7]), 700),
-    "archive": (archive, archive_bytes, 500),
+    "archive": (archive, lambda: archive_bytes("w:gz"), 400),
+    "unpacked archive": (archive, archive_bytes, 200),
     "plain palette": (data.load_palette, plain_palette_bytes, 500),
     "handout's palette": (data.load_palette, lambda: handout_palette(np.random.default_rng(0).random((5, 3))), 700),
     "checkpoint": (checkpoint.load_checkpoint, checkpoint_bytes, 400),
