@@ -158,8 +158,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, small_palette):
     assert checkpoint.load_checkpoint(tmp_path / "out" / "unet_k3_f1.pkl").epoch >= 1
 
 
-def test_a_killed_process_leaves_whole_files(cifar, small_palette):
+def test_a_killed_process_leaves_whole_files(cifar, small_palette, monkeypatch):
     """SIGKILL at 30 random moments; each next process goes on from what the last one left."""
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT / "tests"))  # so that what is preloaded is found
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_reliability"])
     moments = random.Random(0)
