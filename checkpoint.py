@@ -85,7 +85,13 @@ def load_from_flags(args, model):
     """Load the checkpoint that the flags name, else the weights shipped for `model`."""
     path = args.checkpoint or shipped_weights(model or "UNet", args.kernel or 3, args.num_filters or 32)
     colors = getattr(args, "colors", None)
-    checkpoint = load_checkpoint(path, model, args.kernel, args.num_filters, lambda: palette_for(args))
+
+    def palette():
+        if not colors:
+            print(f"{path} does not say its palette: taking the shipped one; --colors names another")
+        return palette_for(args)
+
+    checkpoint = load_checkpoint(path, model, args.kernel, args.num_filters, palette)
     if colors and not np.array_equal(checkpoint.palette, palette_for(args)):
         raise UserError(
             f"{path}: made with another palette than --colors {colors}; leave --colors out or name another file"
@@ -103,60 +109,60 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
     Raises UserError where the file is neither, or does not fit.
     """
     content = read_torch_file(path, "checkpoint")
-    asked = {"model": model, "kernel": kernel, "num_filters": num_filters}
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        checkpoint = described_checkpoint(path, content, asked)
+        for name, value in {"model": model, "kernel": kernel, "num_filters": num_filters}.items():
+            if value is not None and content.get(name) != value:
+                was = f"{name.replace('_', ' ')} is {content.get(name)}, not {value}"
+                raise UserError(f"{path}: its {was}; leave that flag out, or name another file")
+        try:
+            checkpoint, state = described_checkpoint(content), content["state_dict"]
+        except Exception as error:  # a hostile file's entries may be anything
+            raise UserError(f"{path}: a checkpoint with wrong or missing entries ({error}); train it anew") from error
     elif isinstance(content, dict) and content and all(torch.is_tensor(value) for value in content.values()):
         if model is None:
             raise UserError(f"{path}: weights alone, which do not say of what network; name it with --model")
         colors = None if model == "RegressionCNN" else palette()
-        checkpoint = Checkpoint(None, model, kernel or 3, num_filters or 32, colors)
-        load_state(path, checkpoint, content)
+        checkpoint, state = Checkpoint(None, model, kernel or 3, num_filters or 32, colors), content
     else:
         raise UserError(f"{path}: a file of PyTorch's, but not a checkpoint of this package and no state dict")
-    return checkpoint
-
-
-def described_checkpoint(path, content, asked):
-    """Make a Checkpoint from a file that describes itself and agrees with what is asked."""
-    for name, value in asked.items():
-        if value is not None and content.get(name) != value:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(
-                f"{path}: made with {flag} {content.get(name)}, not {value}; leave {flag} out or name another file"
-            )
     try:
-        palette = content["palette"]
-        checkpoint = Checkpoint(
-            None,
-            palette=None if palette is None else check_palette(palette.numpy()),
-            **{name: content[name] for name in ("model", "kernel", "num_filters", "data", "epoch", "figures")},
-        )
-    except (KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: a checkpoint with wrong or missing entries ({error}); train it anew") from error
-    if checkpoint.model not in FILE_STEMS or (checkpoint.palette is None) != (checkpoint.model == "RegressionCNN"):
-        raise UserError(f"{path}: a checkpoint of an unknown network {checkpoint.model}; train it anew")
-    load_state(path, checkpoint, content["state_dict"])
+        fill(checkpoint, state)
+    except Exception as error:
+        raise UserError(f"{path}: {error}; name its network, kernel, filters and colors, or train it anew") from error
     return checkpoint
 
 
-def load_state(path, checkpoint, state):
-    """Build the checkpoint's network and fill it. Raises UserError where the weights do not fit."""
+def described_checkpoint(content):
+    """Make a Checkpoint, still without its network, of a file's content. Raises any exception if it lies."""
+    palette = content["palette"]
+    names = ("model", "kernel", "num_filters", "data", "epoch", "figures")
+    checkpoint = Checkpoint(
+        None,
+        palette=None if palette is None else check_palette(palette.numpy()),
+        **{name: content[name] for name in names},
+    )
+    if checkpoint.model not in FILE_STEMS or (palette is None) != (checkpoint.model == "RegressionCNN"):
+        raise ValueError(f"an unknown network {checkpoint.model}")
+    if checkpoint.kernel not in range(1, 16, 2) or checkpoint.num_filters not in range(1, 1025):
+        raise ValueError(f"kernel {checkpoint.kernel} and {checkpoint.num_filters} filters are not possible")
+    return checkpoint
+
+
+def fill(checkpoint, state):
+    """Build the checkpoint's network and give it its weights. Raises any exception where they do not fit."""
     num_colors = 3 if checkpoint.palette is None else len(checkpoint.palette)
     checkpoint.net = build(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors)
     wanted = checkpoint.net.state_dict()
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # younger than the handout
-    what = (
-        f"{checkpoint.model} with kernel {checkpoint.kernel}, {checkpoint.num_filters} filters and {num_colors} colors"
-    )
-    for name in wanted.keys() - state.keys() - counters:
-        raise UserError(f"{path}: no weights of {what}: {name} is missing")
+    shape = f"kernel {checkpoint.kernel}, {checkpoint.num_filters} filters and {num_colors} colors"
+    what = f"no weights of {checkpoint.model} with {shape}"
+    for name in sorted(wanted.keys() - state.keys() - counters):
+        raise ValueError(f"{what}: {name} is missing")
     for name, value in state.items():
         if name not in wanted or value.shape != wanted[name].shape:
-            found = "x".join(map(str, value.shape))
-            raise UserError(f"{path}: no weights of {what}: {name} is {found}; say by flags what network they are of")
+            raise ValueError(f"{what}: its {name} is {'x'.join(map(str, value.shape))}")
         if not value.isfinite().all():
-            raise UserError(f"{path}: {name} is not finite: the training that made it failed; train it anew")
+            raise ValueError(f"{name} is not finite: the training that made it failed")
     checkpoint.net.load_state_dict(state, strict=False)
 
 

@@ -9,7 +9,7 @@ import argparse
 from functools import partial
 
 from checkpoint import CLASSIFIERS, Checkpoint, build, describe, load_from_flags
-from cli import choose_device, run, seed_everything
+from cli import UserError, choose_device, run, seed_everything
 from data import describe_data, network_input, palette_for, quantize
 from flags import add_training_flags
 from plots import save_rows
@@ -56,6 +56,8 @@ def train(args, device):
 def validate(args, device):
     """Measure a checkpoint, and draw its pictures."""
     checkpoint = load_from_flags(args, args.model)
+    if checkpoint.palette is None:
+        raise UserError(f"{args.checkpoint}: of a {checkpoint.model}, which chooses no colors; see color_regression.py")
     net, palette = checkpoint.net.to(device), checkpoint.palette
     valid = validation_examples(args, partial(quantize, palette=palette), device)
     figures = figures_in_words(*evaluate(net, *valid))

@@ -124,7 +124,8 @@ def load_state(path, settings, last_epoch):
     Raises UserError where there is none, where it is finished, or of other settings.
     """
     content = read_torch_file(path, "training state")
-    if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
+    parts = {"format", "settings", "history", "learner"}
+    if not isinstance(content, dict) or content.keys() != parts or content["format"] != STATE_FORMAT:
         raise UserError(f"{path}: not a training state of this package; train without --resume")
     for name, value in settings.items():
         if content["settings"].get(name) != value:

@@ -202,9 +202,9 @@ def trained(cifar, small_palette):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--model", "CNN"], "made with --model UNet, not CNN"),
-        (["-f", "8"], "made with --num-filters 4, not 8"),
-        (["-k", "5"], "made with --kernel 3, not 5"),
+        (["--model", "CNN"], "u.pkl: its model is UNet, not CNN"),
+        (["-f", "8"], "its num filters is 4, not 8"),
+        (["-k", "5"], "its kernel is 3, not 5"),
         (["-c", "24"], "made with another palette than --colors 24"),
         (["-c", "gone.npy"], "gone.npy: cannot read the palette"),
         (["-c", "1"], "--colors 1: 2 to 256"),
@@ -274,6 +274,31 @@ def test_files_that_are_no_checkpoints(trained, fails, tmp_path):
     torch.save(content, "nan")
     assert "nan: finalconv.bias is not finite" in fails(colorization.main, "--valid", "--checkpoint", "nan")
     assert "gone: cannot read" in fails(colorization.main, "--valid", "--checkpoint", "gone")
+
+
+def test_checkpoints_that_describe_themselves_wrongly(trained, fails):
+    lies = {
+        "kernel": 10**9 + 1,
+        "num_filters": "many",
+        "model": "GAN",
+        "palette": None,
+        "state_dict": {"finalconv.weight": "heavy"},
+        "figures": None,
+    }
+    content = torch.load(trained, weights_only=True)
+    for name, lie in lies.items():
+        torch.save(content | {name: lie}, "lie.pkl")
+        if name != "figures":
+            assert "lie.pkl: " in fails(colorization.main, "--valid", "--checkpoint", "lie.pkl")
+        shorter = {key: value for key, value in content.items() if key != name}
+        torch.save(shorter, "lie.pkl")
+        assert "wrong or missing entries" in fails(colorization.main, "--valid", "--checkpoint", "lie.pkl")
+
+
+def test_a_regression_is_no_classifier_and_the_other_way_round(trained, fails):
+    color_regression.main([*SMALL, "-e", "1", "--checkpoint", "r.pkl"])
+    assert "r.pkl: of a RegressionCNN" in fails(colorization.main, "--valid", "--checkpoint", "r.pkl")
+    assert "its model is UNet, not RegressionCNN" in fails(color_regression.main, "--checkpoint", trained)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
