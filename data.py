@@ -421,7 +421,7 @@ def palette_for(args):
     if args.data == "cifar10" and shipped.exists():
         return load_palette(shipped)
     print(f"fitting a palette of {colors} colors to the training images", flush=True)
-    return fit_palette(load_images(args, train=True), int(colors))[0]
+    return fit_palette(load_images(args, train=True), int(colors), getattr(args, "seed", 0))[0]
 
 
 def main(argv):

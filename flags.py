@@ -64,7 +64,7 @@ def add_training_flags(parser, epochs):
         "-b",
         "--batch-size",
         type=number(int, 2, 100_000, "a batch size"),
-        default=50,
+        default=25,
         metavar="N",
         help="images per step (%(default)s)",
     )
@@ -72,7 +72,7 @@ def add_training_flags(parser, epochs):
         "-l",
         "--learn-rate",
         type=number(float, 1e-8, 10, "a learning rate"),
-        default=0.01,
+        default=0.02,
         metavar="RATE",
         help="peak of the learning rate (%(default)s)",
     )

@@ -82,7 +82,7 @@ def test_what_cannot_be_resumed_says_why(cifar, small_palette, fails, tmp_path):
     command[command.index("-e") + 1] = "3"
     assert "other settings: --epochs was 1, not 3" in fails(colorization.main, *command, "--resume")
     command[command.index("-e") + 1] = "1"
-    changes = {"--learn-rate": "0.02", "--batch-size": "5", "--seed": "3", "--shift": "0", "--holdout": "2"}
+    changes = {"--learn-rate": "0.03", "--batch-size": "5", "--seed": "3", "--shift": "0", "--holdout": "2"}
     for flags in changes.items():
         assert f"other settings: {flags[0]} was" in fails(colorization.main, *command, *flags, "--resume")
     np.save("other.npy", np.linspace([0, 0.1, 0], [0.9, 0.8, 0.98], 5))
@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(cifar, small_p
     stop_in_epoch(monkeypatch, 2, NotFinite(5))
     line = fails(colorization.main, *SMALL, "-e", "3", "-c", small_palette)
     assert "step 5 of epoch 2" in line
-    assert "smaller --learn-rate than 0.01" in line
+    assert "smaller --learn-rate than 0.02" in line
     assert checkpoint.load_checkpoint("outputs/unet_k3_f2.pkl").epoch == 1
 
 

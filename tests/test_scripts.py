@@ -241,6 +241,15 @@ def test_flags_out_of_range(cifar, fails, flags, said):
     assert not Path("outputs").exists()
 
 
+NUMBERS = ["--epochs", "--pretrain", "--batch-size", "--learn-rate", "--kernel", "--num-filters", "--seed", "--shift"]
+
+
+@pytest.mark.parametrize("flag", [*NUMBERS, "--holdout"])
+def test_every_number_has_its_range(cifar, fails, flag):
+    for value in ("-1", "1e30", "nan", "inf", "many", ""):
+        assert flag in fails(colorization.main, f"{flag}={value}")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(cifar, fails):
     assert "--device cuda: no such GPU on this machine; leave" in fails(colorization.main, "--device", "cuda")
