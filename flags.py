@@ -72,7 +72,7 @@ def add_training_flags(parser, epochs):
         "-l",
         "--learn-rate",
         type=number(float, 1e-8, 10, "a learning rate"),
-        default=0.02,
+        default=0.04,
         metavar="RATE",
         help="peak of the learning rate (%(default)s)",
     )

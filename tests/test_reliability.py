@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(cifar, small_p
     stop_in_epoch(monkeypatch, 2, NotFinite(5))
     line = fails(colorization.main, *SMALL, "-e", "3", "-c", small_palette)
     assert "step 5 of epoch 2" in line
-    assert "smaller --learn-rate than 0.02" in line
+    assert "smaller --learn-rate than 0.04" in line
     assert checkpoint.load_checkpoint("outputs/unet_k3_f2.pkl").epoch == 1
 
 
