@@ -98,11 +98,16 @@ def our_loop(images, palette, device):
 
 
 def restore_glibc_defaults():
-    """Undo keep_freed_memory(), for the plain loop."""
+    """Undo keep_freed_memory(), for the plain loop.
+
+    By itself glibc comes to the greatest block that was freed, here the first
+    convolution's output, as threshold, and to twice that for the heap's free end.
+    """
     if platform.libc_ver()[0] == "glibc":
+        greatest = 100 * 32 * 32 * 32 * 4 + 4096
         libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 25)  # the greatest threshold that glibc comes to by itself
-        libc.mallopt(-1, 1 << 26)
+        libc.mallopt(-3, greatest)
+        libc.mallopt(-1, 2 * greatest)
         libc.malloc_trim(0)
 
 
