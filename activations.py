@@ -1,6 +1,7 @@
-"""Draw what every stage of a network makes of one test image.
+"""Draw what every stage of a network makes of one image.
 
 python activations.py 3                                             feature maps of test image 3
+python activations.py photo.jpg                                     of the middle of a picture, at 32x32
 python activations.py 3 --model CNN --checkpoint weights/cnn_k3_f32.pkl
 """
 
@@ -11,8 +12,10 @@ import torch
 
 from checkpoint import FILE_STEMS, describe, load_from_flags
 from cli import UserError, choose_device, run
-from data import add_data_flags, load_images, network_input, quantize
+from data import SIZE, add_data_flags, load_images, network_input, quantize
+from decoding import colors_of_labels, palette_picture, smooth_picture
 from flags import add_network_flags
+from photos import small_square
 from plots import save_feature_maps, save_rows
 
 STAGES = ("downconv1", "downconv2", "rfconv", "upconv1", "upconv2", "finalconv")
@@ -20,7 +23,7 @@ STAGES = ("downconv1", "downconv2", "rfconv", "upconv1", "upconv2", "finalconv")
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("number", type=int, metavar="N", help="which test image, counted from 0")
+    parser.add_argument("image", metavar="N|FILE", help="which test image, counted from 0; or a picture file")
     parser.add_argument("-m", "--model", choices=FILE_STEMS, help="the network (the checkpoint's, or UNet)")
     parser.add_argument(
         "-c", "--colors", metavar="K|FILE", help="number of colors, or a palette file (the checkpoint's)"
@@ -47,30 +50,39 @@ def feature_maps(net, gray):
     return maps
 
 
+def chosen_image(args):
+    """Return the image that the flags ask for, uint8 (1, 3, 32, 32), and its name."""
+    if not args.image.removeprefix("-").isdecimal():
+        return small_square(args.image, SIZE)[None], Path(args.image).stem
+    images, number = load_images(args, train=False), int(args.image)
+    if not 0 <= number < len(images):
+        raise UserError(f"there is no test image {number}: they are counted from 0 to {len(images) - 1}")
+    return images[number, None], number
+
+
 def main(argv):
     args = parse(argv)
     device = choose_device(args.device)
     checkpoint = load_from_flags(args, args.model)
-    images = load_images(args, train=False)
-    if not 0 <= args.number < len(images):
-        raise UserError(f"there is no test image {args.number}: they are counted from 0 to {len(images) - 1}")
-    image = images[args.number, None]  # (1, 3, H, W)
+    image, name = chosen_image(args)
     gray = network_input(image)
     maps = feature_maps(checkpoint.net.to(device), gray.to(device))
 
-    folder = args.out_dir / f"activations_{FILE_STEMS[checkpoint.model]}_{args.number}"
-    rows = {"gray input": gray[0]}
+    folder = args.out_dir / f"activations_{FILE_STEMS[checkpoint.model]}_{name}"
+    rows = {"gray input": gray}
+    logits = maps["finalconv"][None]
     if checkpoint.palette is None:
-        rows["output"] = maps["finalconv"].permute(1, 2, 0)[None]
+        rows["output"] = logits
     else:
-        rows["truth in\npalette colors"] = checkpoint.palette[quantize(image, checkpoint.palette)]
-        rows["output"] = checkpoint.palette[maps["finalconv"].argmax(0)][None]
-    rows["original"] = image.permute(0, 2, 3, 1) / 256
-    save_rows(folder / "0_image.png", f"test image {args.number}", rows)
-    for place, (name, values) in enumerate(maps.items(), 1):
+        rows["truth in palette colors"] = colors_of_labels(quantize(image, checkpoint.palette), checkpoint.palette)
+        rows["output"] = palette_picture(logits, checkpoint.palette)
+        rows["output, smooth"] = smooth_picture(logits, checkpoint.palette, gray)
+    rows["truth"] = image / 256
+    save_rows(folder / "0_image.png", f"image {name}", rows)
+    for place, (stage, values) in enumerate(maps.items(), 1):
         size = f"{len(values)} maps of {values.shape[1]}x{values.shape[2]}"
-        title = f"{checkpoint.model}, {name}: {size}, each on its own scale (its least and greatest value above it)"
-        save_feature_maps(folder / f"{place}_{name}.png", title, values)
+        title = f"{checkpoint.model}, {stage}: {size}, each on its own scale (its least and greatest value above it)"
+        save_feature_maps(folder / f"{place}_{stage}.png", title, values)
     print(f"{describe(checkpoint)}\nsaved {len(maps) + 1} pictures in {folder}")
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import glob
+import json
 import os
 import random
 import sys
@@ -57,6 +58,12 @@ def replacing(path, mode="wb"):
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def write_json(path, content):
+    """Write plain containers as JSON, whole or not at all."""
+    with replacing(path, "w") as file:
+        json.dump(content, file, indent=1)
 
 
 def check_writable(path):

@@ -13,6 +13,7 @@ from checkpoint import Checkpoint, build, describe, load_from_flags
 from cli import choose_device, run, seed_everything
 from data import describe_data, network_input
 from flags import add_training_flags
+from metrics import report
 from plots import save_rows
 from runs import run_training
 from training import evaluate, predict, validation_examples
@@ -23,18 +24,20 @@ MODEL = "RegressionCNN"
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_flags(parser, epochs=None)
+    parser.set_defaults(rebalance=False)
     return parser.parse_args(argv)
 
 
+def rows_of(images, outputs):
+    """Return labeled rows of pictures (N, 3, H, W) in 0..1: what was given, what was made of it, the truth."""
+    gray = network_input(images).expand(-1, 3, -1, -1)
+    return {"gray input": gray, "prediction": outputs.clamp(0, 1), "truth": images.float() / 256}
+
+
 def draw(path, title, net, valid):
-    """Draw the first ten images: gray input, predicted colors, original."""
+    """Draw the first ten images."""
     images = valid.images[:10]
-    rows = {
-        "gray input": network_input(images)[:, 0].cpu(),
-        "prediction": predict(net, images).permute(0, 2, 3, 1).cpu(),
-        "original": images.permute(0, 2, 3, 1).cpu() / 256,
-    }
-    save_rows(path, title, rows)
+    save_rows(path, title, rows_of(images, predict(net, images)))
 
 
 def themselves(images):
@@ -69,6 +72,8 @@ def validate(args, device):
     path = args.out_dir / "regressioncnn_valid.png"
     draw(path, f"{MODEL}: mean squared error {error:.6f}", net, valid)
     print(f"saved {path}")
+    rows = rows_of(valid.images, predict(net, valid.images))
+    report(args, {label: row.cpu() for label, row in rows.items()}, {"model": MODEL, "data": describe_data(args)})
 
 
 def print_errors(checkpoint, images, data):

@@ -3,15 +3,22 @@
 python colorization.py --data sample -e 3       a first run, nothing to download
 python colorization.py --model UNet -e 25       train on CIFAR-10's horses
 python colorization.py --model UNet --valid     measure the shipped weights
+python colorization.py --colorize photo.jpg     color your own pictures
 """
 
 import argparse
 from functools import partial
+from pathlib import Path
+
+import torch
 
 from checkpoint import CLASSIFIERS, Checkpoint, build, describe, load_from_flags
-from cli import UserError, choose_device, run, seed_everything
+from cli import UserError, check_writable, choose_device, number, run, seed_everything
+from colorize import colorize_files
 from data import describe_data, network_input, palette_for, quantize
+from decoding import TEMPERATURE, colors_of_labels, lay_over, palette_picture, smooth_picture
 from flags import add_training_flags
+from metrics import report
 from plots import save_rows
 from runs import run_training
 from training import evaluate, figures_in_words, predict, validation_examples
@@ -26,21 +33,58 @@ def parse(argv):
         metavar="K|FILE",
         help="number of colors, or a palette file (24; with --valid the checkpoint's)",
     )
+    parser.add_argument(
+        "--colorize",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="color these pictures, and those in these folders, at their full size, into --out-dir",
+    )
+    parser.add_argument(
+        "--decode",
+        choices=("smooth", "palette"),
+        default="smooth",
+        help="for --colorize: every pixel's mean color, or its most probable palette color (%(default)s)",
+    )
+    parser.add_argument(
+        "--working-size",
+        type=number(int, 4, 2048, "a number of pixels"),
+        default=128,
+        metavar="N",
+        help="for --colorize: the longer side of the copy that the network sees (%(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=number(float, 0.01, 100, "a temperature"),
+        default=TEMPERATURE,
+        metavar="T",
+        help="of the smooth prediction: toward 0 bolder colors, toward 1 and above calmer ones (%(default)s)",
+    )
+    parser.add_argument(
+        "--rebalance",
+        action="store_true",
+        help="weigh rare colors up in the loss: bolder pictures, fewer pixels right (Zhang et al. 2016)",
+    )
     add_training_flags(parser, epochs=25)
     return parser.parse_args(argv)
 
 
-def draw(path, title, net, valid, palette):
-    """Draw the first ten images: gray input, true and predicted palette colors, original."""
-    images, labels = valid.images[:10], valid.targets[:10]
-    predicted = predict(net, images).argmax(1)  # (10, H, W)
-    rows = {
-        "gray input": network_input(images)[:, 0].cpu(),
-        "truth in\npalette colors": palette[labels.cpu()],
-        "prediction": palette[predicted.cpu()],
-        "original": images.permute(0, 2, 3, 1).cpu() / 256,
+def rows_of(images, labels, logits, palette, temperature=TEMPERATURE):
+    """Return labeled rows of pictures (N, 3, H, W) in 0..1: what was given, what was made of it, the truth."""
+    gray = network_input(images)
+    return {
+        "gray input": gray.expand(-1, 3, -1, -1),
+        "prediction in palette colors": palette_picture(logits, palette),
+        "smooth prediction": smooth_picture(logits, palette, gray, temperature),
+        "truth in palette colors": colors_of_labels(labels, palette),
+        "truth": images.float() / 256,
     }
-    save_rows(path, title, rows)
+
+
+def draw(path, title, net, valid, palette, temperature):
+    """Draw the first ten images."""
+    images, labels = valid.images[:10], valid.targets[:10]
+    save_rows(path, title, rows_of(images, labels, predict(net, images), palette, temperature))
 
 
 def train(args, device):
@@ -50,27 +94,68 @@ def train(args, device):
     seed_everything(args.seed)
     net = build(model, kernel, num_filters, len(palette)).to(device)
     checkpoint = Checkpoint(net, model, kernel, num_filters, palette, describe_data(args))
-    run_training(args, checkpoint, partial(quantize, palette=palette), partial(draw, palette=palette))
+    run_training(
+        args,
+        checkpoint,
+        partial(quantize, palette=palette),
+        partial(draw, palette=palette, temperature=args.temperature),
+    )
 
 
 def validate(args, device):
     """Measure a checkpoint, and draw its pictures."""
+    checkpoint = load_classifier(args, device)
+    net, palette = checkpoint.net, checkpoint.palette
+    valid = validation_examples(args, partial(quantize, palette=palette), device)
+    batches = []
+    loss, accuracy = evaluate(
+        net, *valid, also=lambda *batch: batches.append(rows_of(*batch, palette, args.temperature))
+    )
+    rows = {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
+    figures = figures_in_words(loss, accuracy)
+    print(f"{describe(checkpoint)}\n{len(valid.images):,} images of {describe_data(args)}: {figures}")
+    path = args.out_dir / f"{checkpoint.model.lower()}_valid.png"
+    save_rows(path, f"{checkpoint.model}: {figures}", {label: row[:10] for label, row in rows.items()})
+    print(f"saved {path}")
+    smooth_truth = {"truth in palette colors, smooth": lay_over(rows["truth in palette colors"], rows["gray input"])}
+    about = {"model": checkpoint.model, "data": describe_data(args), "loss": loss, "accuracy": accuracy}
+    report(args, rows | smooth_truth, about | {"temperature": args.temperature})
+
+
+def colorize(args, device):
+    """Color the user's own pictures."""
+    checkpoint = load_classifier(args, device)
+    check_writable(args.out_dir / "before_and_after.png")
+    print(describe(checkpoint))
+    colorize_files(
+        args.colorize,
+        args.out_dir,
+        checkpoint.net,
+        checkpoint.palette,
+        args.working_size,
+        args.decode,
+        args.temperature,
+    )
+
+
+def load_classifier(args, device):
+    """Return the checkpoint that the flags name, its network on the device. Raises UserError if it has no palette."""
     checkpoint = load_from_flags(args, args.model)
     if checkpoint.palette is None:
         raise UserError(f"{args.checkpoint}: of a {checkpoint.model}, which chooses no colors; see color_regression.py")
-    net, palette = checkpoint.net.to(device), checkpoint.palette
-    valid = validation_examples(args, partial(quantize, palette=palette), device)
-    figures = figures_in_words(*evaluate(net, *valid))
-    print(f"{describe(checkpoint)}\n{len(valid.images):,} images of {describe_data(args)}: {figures}")
-    path = args.out_dir / f"{checkpoint.model.lower()}_valid.png"
-    draw(path, f"{checkpoint.model}: {figures}", net, valid, palette)
-    print(f"saved {path}")
+    checkpoint.net.to(device)
+    return checkpoint
 
 
 def main(argv):
     args = parse(argv)
     device = choose_device(args.device)
-    (validate if args.valid else train)(args, device)
+    if args.colorize:
+        colorize(args, device)
+    elif args.valid:
+        validate(args, device)
+    else:
+        train(args, device)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cli import PROJECT, UserError, number, replacing, run
+from photos import folder_images
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SIZE = 32
@@ -43,9 +44,10 @@ def add_data_flags(parser):
     """Give an argument parser the flags that say which images to use."""
     parser.add_argument(
         "--data",
-        choices=("cifar10", "sample"),
         default="cifar10",
-        help="cifar10, or sample: crops of two photographs that come with scikit-learn, offline (%(default)s)",
+        metavar="NAME|FOLDER",
+        help="cifar10, or sample: crops of two photographs that come with scikit-learn, offline; or a folder "
+        "of pictures (%(default)s)",
     )
     parser.add_argument(
         "--data-dir",
@@ -67,19 +69,25 @@ def load_images(args, train):
     """Return the training or test images that the flags name, uint8 (N, 3, 32, 32)."""
     if args.data == "sample":
         return sample_images(train)
-    return cifar10_images(args.data_dir, CLASSES if args.category == "all" else [args.category], train)
+    if args.data == "cifar10":
+        return cifar10_images(args.data_dir, CLASSES if args.category == "all" else [args.category], train)
+    if not Path(args.data).is_dir():
+        raise UserError(f"--data {args.data}: neither cifar10 nor sample, and no folder of pictures")
+    return folder_images(args.data, train, SIZE)
 
 
 def load_other_classes(args):
     """Return CIFAR-10's training images of all classes but the flags' own, uint8 (N, 3, 32, 32)."""
-    if args.data == "sample" or args.category == "all":
+    if args.data != "cifar10" or args.category == "all":
         raise UserError("--pretrain learns from CIFAR-10's other classes: it goes with one --category alone")
     return cifar10_images(args.data_dir, [name for name in CLASSES if name != args.category], train=True)
 
 
 def describe_data(args):
     """Return the name of the images that the flags ask for."""
-    return "sample photographs" if args.data == "sample" else f"CIFAR-10 {args.category}"
+    if args.data == "cifar10":
+        return f"CIFAR-10 {args.category}"
+    return "sample photographs" if args.data == "sample" else f"the pictures of {args.data}"
 
 
 def network_input(images):
@@ -444,8 +452,8 @@ def main(argv):
     add_data_flags(parser)
     args = parser.parse_args(argv)
     output = args.output or palette_path(args.colors, args.category)
-    if args.data == "sample" and not args.output:
-        raise UserError("--data sample needs --output FILE: the shipped palettes are those of CIFAR-10")
+    if args.data != "cifar10" and not args.output:
+        raise UserError(f"--data {args.data} needs --output FILE: the palettes in color/ are those of CIFAR-10")
 
     palette, distance = fit_palette(load_images(args, train=True), args.colors, args.seed)
     with replacing(output) as file:

@@ -46,6 +46,12 @@ def add_training_flags(parser, epochs):
     )
     parser.add_argument("--valid", action="store_true", help="do not train: measure a checkpoint and draw its pictures")
     parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="with --valid: also measure what takes seconds (SSIM, CIEDE2000, AuC), and write every image's figures",
+    )
+    parser.add_argument(
         "-e",
         "--epochs",
         type=number(int, 1, 10_000, "a number of epochs"),

@@ -1,6 +1,7 @@
 """The pictures that the scripts write: rows of images, training curves, feature maps."""
 
 import math
+import textwrap
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def save(figure, path):
 
 
 def save_rows(path, title, rows):
-    """Write labeled rows of images: `rows` maps a label to an array (N, H, W, 3) or (N, H, W) in 0..1."""
+    """Write labeled rows of images: `rows` maps a label to images (3, H, W) or (1, H, W), tensors in 0..1."""
     columns = max(len(images) for images in rows.values())
     figure = new_figure(figsize=(1.15 * columns + 1.6, 1.15 * len(rows) + 0.5))
     axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
@@ -29,8 +30,11 @@ def save_rows(path, title, rows):
         for ax in line:
             ax.axis("off")
         for ax, image in zip(line, images):
-            ax.imshow(np.clip(np.asarray(image), 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        line[0].text(-0.08, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=11)
+            image = image.detach().cpu().permute(1, 2, 0).clamp(0, 1).numpy()
+            ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        line[0].text(
+            -0.08, 0.5, textwrap.fill(label, 16), transform=line[0].transAxes, ha="right", va="center", fontsize=11
+        )
     figure.suptitle(title, fontsize=11, y=0.9 + 0.25 / figure.get_figheight())
     save(figure, path)
 

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 import platform
 import shlex
 import sys
@@ -12,10 +11,18 @@ import numpy as np
 import torch
 
 from checkpoint import describe, file_name, load_checkpoint, read_torch_file, save_checkpoint, write_torch_file
-from cli import UserError, check_writable, replacing
+from cli import UserError, check_writable, replacing, write_json
 from data import load_other_classes
 from plots import save_curve
-from training import Examples, examples_on, figures_in_words, train, training_examples, validation_examples
+from training import (
+    Examples,
+    class_weights,
+    examples_on,
+    figures_in_words,
+    train,
+    training_examples,
+    validation_examples,
+)
 
 STATE_FORMAT = "colorization training state 1"
 FINE_TUNING_RATE = 0.3  # of the peak learning rate, for the category's own epochs after --pretrain
@@ -59,7 +66,7 @@ def run_training(args, checkpoint, targets_of, draw):
         if is_best or args.keep == "last":
             save_checkpoint(path, checkpoint)
         write_history(csv_path, rows)
-        write_record(record_path, record | {"epochs": row["epoch"], "seconds": time.perf_counter() - start})
+        write_json(record_path, record | {"epochs": row["epoch"], "seconds": time.perf_counter() - start})
         write_torch_file(state_path, {"format": STATE_FORMAT, "settings": settings, "history": rows, "learner": state})
         history.append(row)  # only now is the epoch complete
         figures = figures_in_words(row["valid_loss"], row["valid_accuracy"])
@@ -70,7 +77,8 @@ def run_training(args, checkpoint, targets_of, draw):
             draw(args.out_dir / f"{path.stem}_epoch{row['epoch']:03}.png", title, net, valid)
 
     try:
-        train_in_stages(args, net, targets_of, examples, valid, resumed, log)
+        weights = class_weights(examples.targets, len(checkpoint.palette)) if args.rebalance else None
+        train_in_stages(args, net, targets_of, examples, valid, weights, resumed, log)
     except KeyboardInterrupt:
         if not history:
             raise KeyboardInterrupt("stopped before the first epoch was complete: nothing is saved") from None
@@ -89,10 +97,10 @@ def run_training(args, checkpoint, targets_of, draw):
     return valid
 
 
-def train_in_stages(args, net, targets_of, examples, valid, resumed, log):
+def train_in_stages(args, net, targets_of, examples, valid, weights, resumed, log):
     """Train on all classes where --pretrain asks for it, then on the category's own images."""
     done = resumed[0] if resumed else 0
-    settings = {"batch_size": args.batch_size, "shift": args.shift, "log": log}
+    settings = {"batch_size": args.batch_size, "shift": args.shift, "weights": weights, "log": log}
     learn_rate = args.learn_rate
     if args.pretrain:
         if done <= args.pretrain:
@@ -112,7 +120,7 @@ def train_in_stages(args, net, targets_of, examples, valid, resumed, log):
 
 def settings_of(args, checkpoint):
     """Return what a resumed run must have in common with the stopped one, by the names of the flags."""
-    names = ("epochs", "pretrain", "batch_size", "learn_rate", "shift", "seed", "holdout", "keep")
+    names = ("epochs", "pretrain", "batch_size", "learn_rate", "shift", "seed", "holdout", "keep", "rebalance")
     network = {"model": checkpoint.model, "kernel": checkpoint.kernel, "num_filters": checkpoint.num_filters}
     palette = None if checkpoint.palette is None else checkpoint.palette.tolist()
     return network | {name: getattr(args, name) for name in names} | {"data": checkpoint.data, "colors": palette}
@@ -160,9 +168,3 @@ def record_of(args, checkpoint, examples):
         "data_sha256": hashlib.sha256(examples.images.cpu().numpy()).hexdigest(),
         "palette": None if checkpoint.palette is None else checkpoint.palette.tolist(),
     }
-
-
-def write_record(path, record):
-    """Write a run's record as JSON."""
-    with replacing(path, "w") as file:
-        json.dump(record, file, indent=1)

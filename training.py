@@ -48,10 +48,22 @@ def hold_out(images, count):
     return images[order[count:].sort().values], images[order[:count].sort().values]
 
 
-def loss_and_accuracy(outputs, targets):
+def class_weights(labels, num_colors, uniform=0.5):
+    """Return a weight for every color, (K,), greater for rarer ones: 1 on average over the pixels of labels.
+
+    One over the color's share of the pixels mixed with the same share for all (Zhang et
+    al. 2016, equation 4, λ = `uniform`; a palette's colors need no smoothing over bins).
+    """
+    shares = torch.bincount(labels.flatten(), minlength=num_colors) / labels.numel()
+    weights = 1 / ((1 - uniform) * shares + uniform / num_colors)
+    return weights / (shares * weights).sum()
+
+
+def loss_and_accuracy(outputs, targets, weights=None):
     """Return the mean loss and the share of right pixels, as tensors on the device.
 
-    Logits (N, K, H, W) with labels (N, H, W), uint8: cross-entropy in nats per pixel.
+    Logits (N, K, H, W) with labels (N, H, W), uint8: cross-entropy in nats per pixel,
+    a mean that `weights` (K,) of the colors weigh where they are given.
     Colors (N, 3, H, W) with images (N, 3, H, W), uint8: mean squared error over RGB
     in [0, 1), and not-a-number for the accuracy, since regression has none.
     """
@@ -59,7 +71,7 @@ def loss_and_accuracy(outputs, targets):
         return F.mse_loss(outputs, targets.float() / 256), outputs.new_full((), math.nan)
     flat = outputs.permute(0, 2, 3, 1).flatten(0, 2)  # (N·H·W, K), without a copy for channels-last
     labels = targets.flatten().long()
-    return F.cross_entropy(flat, labels), (flat.detach().argmax(1) == labels).float().mean()
+    return F.cross_entropy(flat, labels, weights), (flat.detach().argmax(1) == labels).float().mean()
 
 
 @torch.no_grad()
@@ -72,12 +84,17 @@ def predict(net, images, batch_size=100):
     return outputs
 
 
-def evaluate(net, images, targets, batch_size=100):
-    """Return (loss, accuracy) over all images in evaluation mode, exact for any batch size."""
+def evaluate(net, images, targets, batch_size=100, also=None):
+    """Return (loss, accuracy) over all images in evaluation mode, exact for any batch size.
+
+    `also`, where given, is called with the images, targets and outputs of each batch.
+    """
     sums = torch.zeros(2, dtype=torch.float64, device=images.device)
     for part, target in zip(images.split(batch_size), targets.split(batch_size)):
         outputs = predict(net, part, batch_size)
         sums += len(part) * torch.stack(loss_and_accuracy(outputs, target))
+        if also:
+            also(part, target, outputs)
     return tuple((sums / len(images)).tolist())
 
 
@@ -205,7 +222,7 @@ class Learner:
             torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
-def train_epoch(learner, learn_rates, examples, batch_size, shift):
+def train_epoch(learner, learn_rates, examples, batch_size, shift, weights=None):
     """Pass once over all examples in random order; return the mean (loss, accuracy) along the way.
 
     `learn_rates` is an iterator over the steps' learning rates. Raises NotFinite.
@@ -216,7 +233,7 @@ def train_epoch(learner, learn_rates, examples, batch_size, shift):
     figures, counts = [], []
     for chosen in tqdm(order.split(batch_size), leave=False, disable=None, unit="step"):
         images, targets = augmented(examples.images[chosen], examples.targets[chosen], shift)
-        loss, accuracy = loss_and_accuracy(learner.trained(network_input(images)), targets)
+        loss, accuracy = loss_and_accuracy(learner.trained(network_input(images)), targets, weights)
         learner.step(loss, next(learn_rates))
         figures.append(torch.stack([loss.detach(), accuracy]))
         counts.append(len(chosen))
@@ -230,10 +247,13 @@ class NotFinite(Exception):
     """The loss of a step, counted from 1, is no longer a finite number."""
 
 
-def train(net, examples, valid, *, epochs, batch_size, learn_rate, shift, log, first_epoch=1, resumed=None):
+def train(
+    net, examples, valid, *, epochs, batch_size, learn_rate, shift, log, weights=None, first_epoch=1, resumed=None
+):
     """Train with Adam under a one-cycle learning rate; the network ends with averaged weights.
 
-    The examples are on the network's device; epochs count from `first_epoch`. Calls
+    The examples are on the network's device, as the colors' `weights` in the loss of
+    training, (K,), if any; epochs count from `first_epoch`. Calls
     log(row, state) after each, with a dict of its figures and the learner's state.
     `resumed`, (epoch, state), goes on after that epoch. Raises UserError if the loss
     is not finite.
@@ -250,7 +270,7 @@ def train(net, examples, valid, *, epochs, batch_size, learn_rate, shift, log, f
     for epoch in range(first_epoch + done, first_epoch + epochs):
         start = time.perf_counter()
         try:
-            train_loss, train_accuracy = train_epoch(learner, learn_rates, examples, batch_size, shift)
+            train_loss, train_accuracy = train_epoch(learner, learn_rates, examples, batch_size, shift, weights)
         except NotFinite as error:
             raise UserError(
                 f"the loss is no longer finite in step {error} of epoch {epoch}; the checkpoint is of the epoch "

@@ -16,6 +16,7 @@ from training import (
     Examples,
     augmented,
     average_in,
+    class_weights,
     evaluate,
     hold_out,
     loss_and_accuracy,
@@ -240,3 +241,10 @@ def test_held_out_images_are_left_out_and_the_same_for_every_seed():
     assert sorted(torch.cat([others, kept]).flatten().tolist()) == list(range(20))
     with pytest.raises(UserError, match="only 20"):
         hold_out(images, 20)
+
+
+def test_class_weights_by_hand():
+    labels = torch.tensor([0] * 6 + [1] * 2, dtype=torch.uint8)
+    # shares 3/4 and 1/4, mixed with a half: 5/8 and 3/8, so 8/5 and 8/3, over their mean 6/5 + 2/3
+    expected = torch.tensor([8 / 5, 8 / 3]) / (6 / 5 + 2 / 3)
+    assert torch.allclose(class_weights(labels, 2), expected)

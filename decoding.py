@@ -1,0 +1,39 @@
+"""From scores of palette colors to a picture."""
+
+import torch
+
+TEMPERATURE = 0.38  # Zhang et al. 2016, section 2.3
+
+
+def palette_picture(logits, palette):
+    """Return each pixel's most probable color: (N, K, H, W) and (K, 3) -> (N, 3, H, W) float32 in 0..1."""
+    return colors_of_labels(logits.argmax(1), palette)
+
+
+def colors_of_labels(labels, palette):
+    """Return palette colors as a picture: labels (N, H, W) and (K, 3) -> (N, 3, H, W) float32 in 0..1."""
+    return torch.as_tensor(palette, dtype=torch.float32, device=labels.device)[labels.int()].permute(0, 3, 1, 2)
+
+
+def smooth_picture(logits, palette, gray, temperature=TEMPERATURE):
+    """Return the palette's mean under sharpened probabilities, laid over the gray that was given.
+
+    That is the annealed mean (Zhang et al. 2016, equation 5): a temperature toward 0
+    approaches the most probable color, 1 is the expectation. (N, K, H, W), (K, 3) and
+    (N, 1, H, W) -> (N, 3, H, W), float32 in 0..1.
+    """
+    probabilities = (logits / temperature).softmax(1)
+    palette = torch.as_tensor(palette, dtype=torch.float32, device=logits.device)
+    return lay_over(torch.einsum("nkhw,kc->nchw", probabilities, palette), gray)
+
+
+def lay_over(colors, gray):
+    """Give gray (N, 1, H, W) in 0..1 the colors of (N, 3, H, W): their differences from their own mean.
+
+    The mean of R, G, B is then the gray. Where a difference does not fit into 0..1
+    all three shrink alike, which keeps gray and hue.
+    """
+    differences = colors - colors.mean(1, keepdim=True)
+    room = torch.where(differences > 0, 1 - gray, gray)
+    fits = (room / differences.abs().clamp_min(1e-6)).amin(1, keepdim=True).clamp_max(1)
+    return gray + fits * differences

@@ -1,0 +1,135 @@
+"""What a person sees of a colored picture, in figures. Pictures are (N, 3, H, W), RGB in 0..1."""
+
+import numpy as np
+import torch
+
+from cli import write_json
+from data import load_images
+from decoding import lay_over
+
+QUICK = {"psnr": "PSNR (dB)", "colorfulness": "colorfulness"}
+THOROUGH = {"ssim": "SSIM", "ciede2000": "CIEDE2000", "auc": "AuC", "balanced_auc": "balanced AuC"}
+WIDEST_DISTANCE = 150  # in ab, at which Zhang et al. 2016 end their curve
+BIN = 10  # units of ab, the width of their classes of colors
+
+
+def decibels(error):
+    """Return the peak signal-to-noise ratio of mean squared errors, for values in 0..1."""
+    return -10 * torch.log10(error)
+
+
+def colorfulness(pictures):
+    """Return the colorfulness M of each picture, (N,), for values in 0..255 (Hasler and Süsstrunk 2003, section 7)."""
+    red, green, blue = (255 * pictures).flatten(2).unbind(1)  # (N, H·W) each
+    opponents = torch.stack([red - green, (red + green) / 2 - blue])  # signed
+    spread, mean = opponents.std(2, correction=0), opponents.mean(2)
+    return spread.norm(dim=0) + 0.3 * mean.norm(dim=0)
+
+
+def measure(pictures, truth, thorough=False):
+    """Return figures of labeled pictures, {label: {figure: {"all": number, "each": [number]}}}.
+
+    PSNR in all comes from the mean squared error over all pixels, the others are the
+    mean over images. `thorough` adds, at some seconds per thousand small pictures:
+    SSIM, windows of 7x7, mean of the channels; the mean CIEDE2000 color difference; and
+    the area under the curve of pixels nearer than a distance in ab, over distances from
+    0 to 150, raw and with rare colors weighed up (Zhang et al. 2016, section 3.1).
+    """
+    result = {}
+    true_lab = lab(truth) if thorough else None
+    weights = rarity(true_lab) if thorough else None
+    for label, picture in pictures.items():
+        error = ((picture - truth) ** 2).mean((1, 2, 3))  # (N,)
+        figures = {
+            "psnr": {"all": decibels(error.mean()), "each": decibels(error)},
+            "colorfulness": mean_and_each(colorfulness(picture)),
+        }
+        if thorough:
+            figures |= compare(picture, lab(picture), truth, true_lab, weights)
+        result[label] = {name: {part: listed(value) for part, value in both.items()} for name, both in figures.items()}
+    return result
+
+
+def mean_and_each(values):
+    """Return the mean of an array's or tensor's values, and them."""
+    return {"all": values.mean(), "each": values}
+
+
+def listed(values):
+    """Return a tensor or array as a number or list of numbers of six digits; infinite PSNR as None."""
+    values = np.asarray(values, np.float64)
+    rounded = np.where(np.isfinite(values), np.round(values, 6), np.nan).tolist()
+    if values.ndim:
+        return [None if value != value else value for value in rounded]
+    return None if rounded != rounded else rounded
+
+
+def lab(pictures):
+    """Return pictures in CIE Lab, an array (N, H, W, 3)."""
+    from skimage.color import rgb2lab  # scikit-image takes a second to import
+
+    return rgb2lab(pictures.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def compare(picture, picture_lab, truth, true_lab, weights):
+    """Return the figures that take scikit-image, of one row of pictures against the truth."""
+    from skimage.color import deltaE_ciede2000
+
+    nearness = 1 - np.linalg.norm(picture_lab[..., 1:] - true_lab[..., 1:], axis=-1) / WIDEST_DISTANCE
+    nearness = nearness.clip(0)  # (N, H, W): the share of the distances at which a pixel counts as right
+    balanced = (weights * nearness).sum((1, 2)) / weights.sum((1, 2))
+    return {
+        "ssim": mean_and_each(structural_similarity(picture, truth)),
+        "ciede2000": mean_and_each(deltaE_ciede2000(picture_lab, true_lab).mean((1, 2))),
+        "auc": mean_and_each(nearness.mean((1, 2))),
+        "balanced_auc": {"all": np.average(nearness, weights=weights), "each": balanced},
+    }
+
+
+def structural_similarity(pictures, truth):
+    """Return the SSIM of each picture, (N,), as scikit-image has it for one after the other."""
+    from skimage.metrics import structural_similarity as ssim
+
+    count, channels, height, width = pictures.shape
+    columns = [x.permute(0, 2, 3, 1).reshape(-1, width, channels).cpu().numpy() for x in (pictures, truth)]
+    _, each_pixel = ssim(*columns, channel_axis=2, data_range=1, full=True)  # all in one column, which is faster
+    inner = each_pixel.reshape(count, height, width, channels)[:, 3:-3, 3:-3]  # windows that see one picture alone
+    return inner.mean((1, 2, 3), dtype=np.float64)
+
+
+def rarity(true_lab):
+    """Return a weight for every pixel, (N, H, W), the greater the rarer its true color is in ab.
+
+    Zhang et al. 2016, equation 4 with λ = 0: one over the share of the pixel's bin, the
+    shares smoothed by a Gaussian of 5 units.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    bins = np.floor(true_lab[..., 1:] / BIN).astype(int) + 15  # ab reaches from -128 to 127
+    counts = np.zeros((30, 30))
+    np.add.at(counts, (bins[..., 0], bins[..., 1]), 1)
+    shares = gaussian_filter(counts / counts.sum(), 5 / BIN)
+    return 1 / shares[bins[..., 0], bins[..., 1]]
+
+
+def report(args, rows, about):
+    """Print the figures of labeled rows of pictures, among them "gray input" and "truth".
+
+    With --json also those that take longer, beside one more row: the mean color of the
+    training images, laid over the gray. They are written to its file, after what
+    the dict `about` holds.
+    """
+    if args.json:
+        mean = load_images(args, train=True).mean((0, 2, 3), dtype=torch.float32) / 256
+        gray = rows["gray input"][:, :1]
+        rows = rows | {"mean training color": lay_over(mean.view(1, 3, 1, 1), gray)}
+    figures = measure(rows, rows["truth"], thorough=args.json)
+    columns = QUICK | THOROUGH if args.json else QUICK
+    width = max(map(len, figures))
+    print(" " * width, *(f"{words:>13}" for words in columns.values()))
+    for label, row in figures.items():
+        values = (row[name]["all"] for name in columns)
+        print(f"{label:<{width}}", *(f"{'-' if value is None else f'{value:.4g}':>13}" for value in values))
+    if args.json:
+        write_json(args.json, about | {"pictures": figures})
+        print(f"saved {args.json}")

@@ -1,0 +1,251 @@
+"""Decoding, the measures of pictures, and the user's own photographs."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import smooth_images
+from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+import activations
+import colorization
+import colorize
+import metrics
+import photos
+from checkpoint import Checkpoint, build, save_checkpoint
+from cli import UserError
+from decoding import lay_over, palette_picture, smooth_picture
+
+PALETTE = np.array([[0.1, 0.1, 0.1], [0.9, 0.3, 0.3], [0.2, 0.3, 0.7]])
+
+
+def some_pictures(count=3, size=16, seed=0):
+    """Random pictures (count, 3, size, size) in 0..1."""
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_decoding_by_hand():
+    logits = torch.tensor([0.0, 1.0, 0.5]).view(1, 3, 1, 1)
+    assert torch.allclose(palette_picture(logits, PALETTE).flatten(), torch.tensor([0.9, 0.3, 0.3]))
+    gray = torch.full((1, 1, 1, 1), 0.4)
+    odds = np.exp(np.array([0, 1, 0.5]) / 0.38)
+    mean = odds @ PALETTE / odds.sum()
+    expected = mean - mean.mean() + 0.4
+    assert torch.allclose(smooth_picture(logits, PALETTE, gray).flatten(), torch.tensor(expected).float(), atol=1e-6)
+    cold = smooth_picture(logits, PALETTE, gray, 0.01)
+    assert torch.allclose(cold, lay_over(palette_picture(logits, PALETTE), gray), atol=1e-6)
+
+
+def test_the_gray_given_is_kept_and_every_value_possible():
+    gray = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    gray[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    laid = lay_over(some_pictures(2), gray)
+    assert torch.allclose(laid.mean(1, keepdim=True), gray, atol=1e-6)
+    assert laid.min() >= -1e-6 and laid.max() <= 1 + 1e-6
+
+
+def test_colorfulness_by_hand():
+    # one red and one blue pixel: rg = 255 and 0, yb = 127.5 and -255
+    picture = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]).view(1, 3, 1, 2)
+    spread, mean = math.hypot(127.5, 191.25), math.hypot(127.5, -63.75)
+    assert metrics.colorfulness(picture).item() == pytest.approx(spread + 0.3 * mean, rel=1e-6)
+    assert metrics.colorfulness(some_pictures()[:, :1].expand(-1, 3, -1, -1)).abs().max() < 1e-3
+
+
+def test_measures_are_scikit_images():
+    truth, picture = some_pictures(seed=1), (some_pictures(seed=1) + 0.1 * some_pictures(seed=2)).clamp(0, 1)
+    figures = metrics.measure({"it": picture, "truth": truth}, truth, thorough=True)["it"]
+    one = [x.permute(0, 2, 3, 1).numpy() for x in (picture, truth)]
+    assert figures["psnr"]["all"] == pytest.approx(peak_signal_noise_ratio(*one, data_range=1), abs=1e-4)
+    for number, (made, true) in enumerate(zip(*one)):
+        each = {name: both["each"][number] for name, both in figures.items()}
+        assert each["psnr"] == pytest.approx(peak_signal_noise_ratio(made, true, data_range=1), abs=1e-4)
+        assert each["ssim"] == pytest.approx(structural_similarity(made, true, data_range=1, channel_axis=2), abs=1e-5)
+        assert each["ciede2000"] == pytest.approx(deltaE_ciede2000(rgb2lab(made), rgb2lab(true)).mean(), abs=1e-4)
+    assert figures["ssim"]["all"] == pytest.approx(np.mean(figures["ssim"]["each"]), abs=1e-6)
+
+
+def test_the_truth_itself_measures_as_perfect():
+    truth = some_pictures()
+    figures = metrics.measure({"truth": truth}, truth, thorough=True)["truth"]
+    assert figures["psnr"]["all"] is None and figures["psnr"]["each"] == [None] * 3
+    assert [figures[name]["all"] for name in ("ssim", "auc", "balanced_auc", "ciede2000")] == pytest.approx(
+        [1, 1, 1, 0]
+    )
+
+
+def test_auc_is_the_area_under_the_curve_and_balance_weighs_rare_colors_up():
+    truth = torch.tensor([0.5, 0.5, 0.5]).view(1, 3, 1, 1).repeat(1, 1, 8, 8)
+    truth[0, :, 0, 0] = torch.tensor([1.0, 0.0, 0.0])
+    gray = truth.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    figures = metrics.measure({"gray": gray}, truth, thorough=True)["gray"]
+    far = np.linalg.norm((rgb2lab([1.0, 0, 0]) - rgb2lab([1 / 3] * 3))[1:])
+    curve = [np.mean(np.array([0.0] * 63 + [far]) <= threshold) for threshold in np.linspace(0, 150, 15001)]
+    assert figures["auc"]["all"] == pytest.approx(np.mean(curve), abs=1e-4)
+    assert figures["balanced_auc"]["all"] == pytest.approx(1 - far / 150 / 2, abs=0.01)  # two colors, a half each
+
+
+def save_kinds(folder):
+    """Write one picture in many formats and modes; return their names."""
+    picture = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((48, 36))
+    alpha = Image.linear_gradient("L").resize(picture.size)
+    with_alpha = picture.copy()
+    with_alpha.putalpha(alpha)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be seen turned by a quarter
+    deep = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+    kinds = {
+        "plain.png": (picture, {}),
+        "plain.jpg": (picture, {}),
+        "turned.jpg": (picture, {"exif": turned}),
+        "alpha.png": (with_alpha, {}),
+        "gray_alpha.png": (with_alpha.convert("LA"), {}),
+        "cmyk.jpg": (picture.convert("CMYK"), {}),
+        "palette.gif": (picture.convert("P"), {}),
+        "palette.png": (picture.convert("P"), {"transparency": 0}),
+        "bits.png": (picture.convert("1"), {}),
+        "deep.png": (Image.fromarray(deep), {}),
+        "floats.tif": (Image.fromarray(deep.astype(np.float32) / 65535), {}),
+        "thin.bmp": (picture.resize((300, 1)), {}),
+    }
+    for name, (image, settings) in kinds.items():
+        image.save(folder / name, **settings)
+    return kinds
+
+
+def test_any_format_and_mode_is_colored_at_its_size(tmp_path, capsys):
+    album = tmp_path / "album"
+    album.mkdir()
+    kinds = save_kinds(album)
+    before = {file.name: hashlib.sha256(file.read_bytes()).digest() for file in album.iterdir()}
+    colorization.main(["--colorize", str(album), "--out-dir", str(tmp_path / "out")])
+    assert {file.name: hashlib.sha256(file.read_bytes()).digest() for file in album.iterdir()} == before
+    made = [line.removeprefix("saved ") for line in capsys.readouterr().out.splitlines() if line.startswith("saved")]
+    assert len(set(made)) == len(kinds) + 1
+    for name, file in zip(sorted(kinds), made):
+        with Image.open(file) as colored, Image.open(album / name) as source:
+            size = source.size[::-1] if name == "turned.jpg" else source.size
+            assert colored.size == size and colored.mode in ("RGB", "RGBA")
+            transparent = name in ("alpha.png", "gray_alpha.png", "palette.png")
+            assert (colored.mode == "RGBA") == transparent
+            if transparent:
+                assert colored.getchannel("A").tobytes() == source.convert("RGBA").getchannel("A").tobytes()
+            if file.endswith("png"):
+                gray = np.asarray(photos.read_picture(album / name)[0]).astype(float).mean(2)
+                assert abs(np.asarray(colored.convert("RGB")).astype(float).mean(2) - gray).max() <= 1
+    deep, plain = (np.asarray(photos.read_picture(album / f"{name}")[0]) for name in ("deep.png", "floats.tif"))
+    assert abs(deep.astype(int) - plain).max() <= 1 and deep.max() > 128
+
+
+def test_names_are_never_overwritten_and_what_is_no_picture_is_named(tmp_path, capsys, fails):
+    (tmp_path / "album").mkdir()
+    picture = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0))
+    for name in ("a.png", "album/a.png"):
+        picture.save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    (tmp_path / "album" / "page.html").write_text("<html>")  # in a folder only pictures are looked for
+    out = tmp_path / "album" / "out"  # within what is colored
+    argv = ["--colorize", tmp_path / "a.png", tmp_path / "album", "--out-dir", out]
+    for _ in range(2):
+        colorization.main([str(word) for word in argv])
+    names = {"a_colored.png", "a_colored_2.png", "a_colored_3.png", "a_colored_4.png"}
+    assert {file.name for file in out.iterdir()} == names | {"before_and_after.png", "before_and_after_2.png"}
+    capsys.readouterr()
+    with pytest.raises(UserError, match="1 of 2 pictures"):
+        colorization.main(["--colorize", str(tmp_path / "broken.png"), str(tmp_path / "a.png"), "--out-dir", str(out)])
+    said = capsys.readouterr()
+    assert "broken.png" in said.err and "a_colored_5.png" in said.out
+    assert "none.png" in "".join(fails(colorization.main, "--colorize", tmp_path / "a.png", "--checkpoint", "none.png"))
+    (tmp_path / "empty").mkdir()
+    assert "no pictures" in fails(colorization.main, "--colorize", tmp_path / "empty", "--out-dir", out)
+
+
+def test_strips_leave_no_seams(monkeypatch):
+    differences = some_pictures(1, 8) - 0.5
+    image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((70, 50))
+    whole = np.asarray(colorize.lay_over_photo(differences, image)).astype(int)
+    monkeypatch.setattr(colorize, "STRIP", 70 * 7)
+    assert abs(np.asarray(colorize.lay_over_photo(differences, image)) - whole).max() <= 1
+
+
+def test_the_two_decodings_of_a_photograph_differ(tmp_path):
+    Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).save(tmp_path / "a.png")
+    made = []
+    for decode in ("smooth", "palette"):
+        out = tmp_path / decode
+        colorization.main(["--colorize", str(tmp_path / "a.png"), "--decode", decode, "--out-dir", str(out)])
+        made.append((out / "a_colored.png").read_bytes())
+    assert made[0] != made[1]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of pictures to learn from, with one that is broken."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "more").mkdir(parents=True)
+    for number, picture in enumerate(smooth_images(40)):
+        image = Image.fromarray(picture.transpose(1, 2, 0)).resize((60 + number, 50))
+        image.save(tmp_path / "mine" / ("more" if number % 2 else "") / f"{number}.png")
+    (tmp_path / "mine" / "broken.jpg").write_text("no picture")
+    return tmp_path / "mine"
+
+
+def test_training_on_a_folder_of_pictures(folder, capsys):
+    flags = ["--data", str(folder), "-c", "4", "-f", "4"]
+    colorization.main([*flags, "-e", "1", "-b", "8"])
+    said = capsys.readouterr()
+    assert "32 training and 8 validation images" in said.out or "33 training and 7" in said.out
+    assert (said.out + said.err).count("broken.jpg") == 1
+    colorization.main([*flags[:2], "--valid", "--checkpoint", "outputs/unet_k3_f4.pkl"])
+    assert "validation loss" in capsys.readouterr().out
+
+
+def test_a_folders_pictures_are_split_the_same_way_every_time(folder):
+    train, valid = (photos.folder_images.__wrapped__(folder, part, 32) for part in (True, False))
+    assert len(train) + len(valid) == 40 and train.shape[1:] == (3, 32, 32) and train.dtype == torch.uint8
+    assert torch.equal(valid, photos.folder_images.__wrapped__(folder, False, 32))
+    assert not {x.numpy().tobytes() for x in train} & {x.numpy().tobytes() for x in valid}
+
+
+def test_folders_that_will_not_do(tmp_path, fails):
+    assert "no folder of pictures" in fails(colorization.main, "--data", tmp_path / "none", "--colors", "4")
+    assert "too few pictures" in fails(colorization.main, "--data", tmp_path, "--colors", "4")
+
+
+def test_validation_writes_every_images_figures(cifar, small_palette, capsys):
+    colorization.main(["-e", "1", "-b", "10", "-f", "4", "-c", str(small_palette)])
+    colorization.main(["--valid", "--checkpoint", "outputs/unet_k3_f4.pkl", "--json", "figures.json"])
+    printed = capsys.readouterr().out
+    figures = json.loads(Path("figures.json").read_text())
+    names = {"psnr", "colorfulness", "ssim", "ciede2000", "auc", "balanced_auc"}
+    rows = {"gray input", "mean training color", "prediction in palette colors", "smooth prediction"}
+    rows |= {"truth in palette colors", "truth in palette colors, smooth", "truth"}
+    assert figures["pictures"].keys() == rows and figures["loss"] > 0
+    for label, row in figures["pictures"].items():
+        assert label in printed and row.keys() == names
+        assert all(len(both["each"]) == 4 for both in row.values())  # horses among 40 images
+    assert figures["pictures"]["gray input"]["colorfulness"]["all"] == 0
+
+
+def test_rebalancing_changes_what_is_learned(cifar, small_palette):
+    weights = []
+    for flags in ([], ["--rebalance"]):
+        colorization.main(["-e", "1", "-b", "10", "-f", "4", "-c", str(small_palette), *flags])
+        weights.append(torch.load("outputs/unet_k3_f4.pkl", weights_only=True)["state_dict"]["finalconv.weight"])
+    assert not torch.equal(*weights)
+
+
+def test_activations_of_a_picture_file(folder, capsys):
+    save_checkpoint("small.pkl", Checkpoint(build("UNet", 3, 2, 3), "UNet", 3, 2, PALETTE))
+    activations.main([str(folder / "0.png"), "--checkpoint", "small.pkl"])
+    assert "activations_unet_0" in capsys.readouterr().out
+
+
+def test_activations_of_a_file_that_is_no_picture(folder, fails):
+    assert "broken.jpg" in fails(activations.main, folder / "broken.jpg")
