@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cli import number
 from data import add_data_flags
+from training import AUGMENTATIONS
 
 
 def odd_kernel(text):
@@ -91,11 +92,13 @@ def add_training_flags(parser, epochs):
         help="seed of everything random (%(default)s)",
     )
     parser.add_argument(
-        "--shift",
-        type=number(int, 0, 8, "a number of pixels"),
-        default=1,
-        metavar="N",
-        help="move training images by up to N pixels each way, beside mirroring them (%(default)s)",
+        "--augment",
+        nargs="*",
+        choices=AUGMENTATIONS,
+        default=["mirror", "shift-x", "shift-y"],
+        metavar="WAY",
+        help="change training images at random: "
+        f"{', '.join(AUGMENTATIONS)} (by a pixel); without a name: none (mirror shift-x shift-y)",
     )
     parser.add_argument(
         "--holdout",

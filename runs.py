@@ -100,7 +100,7 @@ def run_training(args, checkpoint, targets_of, draw):
 def train_in_stages(args, net, targets_of, examples, valid, weights, resumed, log):
     """Train on all classes where --pretrain asks for it, then on the category's own images."""
     done = resumed[0] if resumed else 0
-    settings = {"batch_size": args.batch_size, "shift": args.shift, "weights": weights, "log": log}
+    settings = {"batch_size": args.batch_size, "augment": args.augment, "weights": weights, "log": log}
     learn_rate = args.learn_rate
     if args.pretrain:
         if done <= args.pretrain:
@@ -120,7 +120,7 @@ def train_in_stages(args, net, targets_of, examples, valid, weights, resumed, lo
 
 def settings_of(args, checkpoint):
     """Return what a resumed run must have in common with the stopped one, by the names of the flags."""
-    names = ("epochs", "pretrain", "batch_size", "learn_rate", "shift", "seed", "holdout", "keep", "rebalance")
+    names = ("epochs", "pretrain", "batch_size", "learn_rate", "augment", "seed", "holdout", "keep", "rebalance")
     network = {"model": checkpoint.model, "kernel": checkpoint.kernel, "num_filters": checkpoint.num_filters}
     palette = None if checkpoint.palette is None else checkpoint.palette.tolist()
     return network | {name: getattr(args, name) for name in names} | {"data": checkpoint.data, "colors": palette}

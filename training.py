@@ -14,6 +14,8 @@ from tqdm import tqdm
 from cli import UserError
 from data import load_images, network_input
 
+AUGMENTATIONS = ("mirror", "upside-down", "shift-x", "shift-y")
+
 
 class Examples(NamedTuple):
     """Images to learn from or to measure by, and what a network should make of them."""
@@ -98,21 +100,23 @@ def evaluate(net, images, targets, batch_size=100, also=None):
     return tuple((sums / len(images)).tolist())
 
 
-def augmented(images, targets, shift):
-    """Mirror every image left to right or not, and move it by up to `shift` pixels each way, at random.
+def augmented(images, targets, ways):
+    """Change every image in the named `ways`, each at random: mirror and upside-down it or not, shift it by a pixel.
 
-    Each target, (N, H, W) or (N, 3, H, W), moves with its image; borders are mirrored.
+    Each target, (N, H, W) or (N, 3, H, W), changes with its image; borders are mirrored.
     """
     count, height, width = len(images), *images.shape[-2:]
+    device = images.device
 
-    def moved(size):  # the row or column that each pixel is taken from, (N, size)
-        by = torch.randint(-shift, shift + 1, (count, 1), device=images.device)
-        wanted = (torch.arange(size, device=images.device) + by).abs()
-        return torch.where(wanted < size, wanted, 2 * (size - 1) - wanted)
+    def taken_from(size, shift, flip):  # the row or column that each pixel is taken from, (N, size)
+        by = torch.randint(-1, 2, (count, 1), device=device) if shift in ways else 0
+        wanted = (torch.arange(size, device=device) + by).abs().expand(count, size)
+        wanted = torch.where(wanted < size, wanted, 2 * (size - 1) - wanted)
+        if flip in ways:
+            wanted = torch.where(torch.rand(count, 1, device=device) < 0.5, wanted.flip(1), wanted)
+        return wanted
 
-    rows, columns = moved(height), moved(width)
-    mirrored = torch.rand(count, 1, device=images.device) < 0.5
-    columns = torch.where(mirrored, columns.flip(1), columns)
+    rows, columns = taken_from(height, "shift-y", "upside-down"), taken_from(width, "shift-x", "mirror")
 
     def taken(x):
         each = (count, *[1] * (x.dim() - 3))
@@ -222,17 +226,18 @@ class Learner:
             torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
-def train_epoch(learner, learn_rates, examples, batch_size, shift, weights=None):
+def train_epoch(learner, learn_rates, examples, batch_size, ways, weights=None):
     """Pass once over all examples in random order; return the mean (loss, accuracy) along the way.
 
-    `learn_rates` is an iterator over the steps' learning rates. Raises NotFinite.
+    `learn_rates` is an iterator over the steps' learning rates, `ways` are those of
+    augmented(), and `weights` (K,) the colors' in the loss. Raises NotFinite.
     """
     learner.trained.train()
     device = examples.images.device
     order = torch.randperm(len(examples.images), device=device)
     figures, counts = [], []
     for chosen in tqdm(order.split(batch_size), leave=False, disable=None, unit="step"):
-        images, targets = augmented(examples.images[chosen], examples.targets[chosen], shift)
+        images, targets = augmented(examples.images[chosen], examples.targets[chosen], ways)
         loss, accuracy = loss_and_accuracy(learner.trained(network_input(images)), targets, weights)
         learner.step(loss, next(learn_rates))
         figures.append(torch.stack([loss.detach(), accuracy]))
@@ -248,13 +253,13 @@ class NotFinite(Exception):
 
 
 def train(
-    net, examples, valid, *, epochs, batch_size, learn_rate, shift, log, weights=None, first_epoch=1, resumed=None
+    net, examples, valid, *, epochs, batch_size, learn_rate, augment, log, weights=None, first_epoch=1, resumed=None
 ):
     """Train with Adam under a one-cycle learning rate; the network ends with averaged weights.
 
-    The examples are on the network's device, as the colors' `weights` in the loss of
-    training, (K,), if any; epochs count from `first_epoch`. Calls
-    log(row, state) after each, with a dict of its figures and the learner's state.
+    The examples are on the network's device; `augment` names ways of augmented(), and
+    `weights` (K,) are the colors' in the loss of training. Epochs count from `first_epoch`.
+    Calls log(row, state) after each, with a dict of its figures and the learner's state.
     `resumed`, (epoch, state), goes on after that epoch. Raises UserError if the loss
     is not finite.
     """
@@ -270,7 +275,7 @@ def train(
     for epoch in range(first_epoch + done, first_epoch + epochs):
         start = time.perf_counter()
         try:
-            train_loss, train_accuracy = train_epoch(learner, learn_rates, examples, batch_size, shift, weights)
+            train_loss, train_accuracy = train_epoch(learner, learn_rates, examples, batch_size, augment, weights)
         except NotFinite as error:
             raise UserError(
                 f"the loss is no longer finite in step {error} of epoch {epoch}; the checkpoint is of the epoch "

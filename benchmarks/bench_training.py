@@ -94,7 +94,7 @@ def our_loop(images, palette, device):
     net = build("UNet", 3, 32, len(palette)).to(device)
     learner = Learner(net)
     examples = Examples(images.to(device), quantize(images, palette).to(device))
-    return lambda: train_epoch(learner, itertools.repeat(0.001), examples, 100, 1)
+    return lambda: train_epoch(learner, itertools.repeat(0.001), examples, 100, ["mirror", "shift-x", "shift-y"])
 
 
 def restore_glibc_defaults():

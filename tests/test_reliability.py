@@ -39,11 +39,11 @@ def stop_in_epoch(monkeypatch, epoch, error=Stopped):
     """Have training break off in the middle of this epoch, once."""
     count = iter(range(1, 100))
 
-    def breaking(learner, learn_rates, examples, batch_size, shift):
+    def breaking(learner, learn_rates, examples, *settings):
         if next(count) == epoch:
-            train_epoch(learner, learn_rates, type(examples)(*(x[:8] for x in examples)), batch_size, shift)
+            train_epoch(learner, learn_rates, type(examples)(*(x[:8] for x in examples)), *settings)
             raise error
-        return train_epoch(learner, learn_rates, examples, batch_size, shift)
+        return train_epoch(learner, learn_rates, examples, *settings)
 
     monkeypatch.setattr("training.train_epoch", breaking)
 
@@ -82,7 +82,7 @@ def test_what_cannot_be_resumed_says_why(cifar, small_palette, fails, tmp_path):
     command[command.index("-e") + 1] = "3"
     assert "other settings: --epochs was 1, not 3" in fails(colorization.main, *command, "--resume")
     command[command.index("-e") + 1] = "1"
-    changes = {"--learn-rate": "0.03", "--batch-size": "5", "--seed": "3", "--shift": "0", "--holdout": "2"}
+    changes = {"--learn-rate": "0.03", "--batch-size": "5", "--seed": "3", "--augment": "mirror", "--holdout": "2"}
     for flags in changes.items():
         assert f"other settings: {flags[0]} was" in fails(colorization.main, *command, *flags, "--resume")
     np.save("other.npy", np.linspace([0, 0.1, 0], [0.9, 0.8, 0.98], 5))

@@ -241,7 +241,7 @@ def test_flags_out_of_range(cifar, fails, flags, said):
     assert not Path("outputs").exists()
 
 
-NUMBERS = ["--epochs", "--pretrain", "--batch-size", "--learn-rate", "--kernel", "--num-filters", "--seed", "--shift"]
+NUMBERS = ["--epochs", "--pretrain", "--batch-size", "--learn-rate", "--kernel", "--num-filters", "--seed"]
 
 
 @pytest.mark.parametrize("flag", [*NUMBERS, "--holdout"])

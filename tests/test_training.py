@@ -91,7 +91,7 @@ def test_validation_owns_its_mode(training):
 def test_augmentation_mirrors_and_moves_image_and_target_alike():
     torch.manual_seed(0)
     images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(500, 3, 8, 8)
-    moved, targets = augmented(images, images[:, 0], shift=1)
+    moved, targets = augmented(images, images[:, 0], ["mirror", "shift-x", "shift-y"])
     assert torch.equal(moved[:, 1], targets)
     seen = {tuple(image.flatten().tolist()) for image in targets}
     assert len(seen) == 2 * 3 * 3
@@ -99,8 +99,23 @@ def test_augmentation_mirrors_and_moves_image_and_target_alike():
     assert tuple(images[0, 0].flip(1).flatten().tolist()) in seen
     down = torch.cat([images[0, 0, 1:2], images[0, 0, :-1]])  # one pixel lower, the border mirrored
     assert tuple(down.flatten().tolist()) in seen
-    still, _ = augmented(images, images, shift=0)
-    assert len({tuple(image.flatten().tolist()) for image in still[:, 0]}) == 2
+
+
+@pytest.mark.parametrize("way, count", [("mirror", 2), ("upside-down", 2), ("shift-x", 3), ("shift-y", 3)])
+def test_each_way_of_augmentation_alone(way, count):
+    image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+    images, _ = augmented(image.expand(100, 3, 8, 8), image.expand(100, 3, 8, 8), [way])
+    seen = {tuple(image.flatten().tolist()) for image in images[:, 0]}
+    assert len(seen) == count
+    changed = {
+        "mirror": image.flip(3),
+        "upside-down": image.flip(2),
+        "shift-x": torch.cat([image[..., 1:2], image[..., :-1]], 3),
+        "shift-y": torch.cat([image[:, :, 1:2], image[:, :, :-1]], 2),
+    }
+    assert {tuple(image.flatten().tolist()), tuple(changed[way].flatten().tolist())} <= seen
+    still, _ = augmented(image, image, [])
+    assert torch.equal(still, image)
 
 
 def test_adam_is_pytorchs():
@@ -167,7 +182,13 @@ class Recorder(Fixed):
 
 
 def run_training(net, images, labels, log=lambda row, state: None, **changes):
-    settings = {"epochs": 2, "batch_size": 4, "learn_rate": 0.01, "shift": 1, "log": log} | changes
+    settings = {
+        "epochs": 2,
+        "batch_size": 4,
+        "learn_rate": 0.01,
+        "augment": ["mirror", "shift-x", "shift-y"],
+        "log": log,
+    } | changes
     train(net, Examples(images, labels), Examples(images[:3], labels[:3]), **settings)
 
 
