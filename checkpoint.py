@@ -9,10 +9,10 @@ import torch
 
 from cli import PROJECT, UserError, replacing
 from data import check_palette, palette_for
-from models import CNN, DilatedUNet, RegressionCNN, UNet
+from models import NETWORKS
 
 FORMAT = "colorization checkpoint 1"
-CLASSIFIERS = {"CNN": CNN, "UNet": UNet, "DUNet": DilatedUNet}
+CLASSIFIERS = ("CNN", "UNet", "DUNet")
 FILE_STEMS = {"CNN": "cnn", "UNet": "unet", "DUNet": "dunet", "RegressionCNN": "regression_cnn"}
 
 
@@ -32,11 +32,8 @@ class Checkpoint:
 
 def build(model, kernel, num_filters, num_colors):
     """Return a new network; `num_colors` is not used by RegressionCNN."""
-    if model == "RegressionCNN":
-        net = RegressionCNN(kernel, num_filters)
-    else:
-        net = CLASSIFIERS[model](kernel, num_filters, num_colors)
-    return net.to(memory_format=torch.channels_last)  # same numbers, and faster convolutions
+    settings = (kernel, num_filters, num_colors) if model in CLASSIFIERS else (kernel, num_filters)
+    return NETWORKS[model](*settings).to(memory_format=torch.channels_last)  # same numbers, and faster convolutions
 
 
 def file_name(model, kernel, num_filters):

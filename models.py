@@ -2,9 +2,13 @@
 
 All of them take gray images (N, 1, H, W) in [0, 1), with H and W multiples of 4,
 and keep that size. The handout's parameter names are kept, so its files load.
+
+    python models.py UNet       prints a table of its stages, and draws them
 """
 
+import argparse
 import math
+import sys
 from collections import OrderedDict
 
 import torch
@@ -180,3 +184,41 @@ class DilatedUNet(UNet):
     """UNet whose middle convolution is dilated: it sees 5x5 with the weights of 3x3."""
 
     middle = MyDilatedConv2d
+
+
+NETWORKS = {"RegressionCNN": RegressionCNN, "CNN": CNN, "UNet": UNet, "DUNet": DilatedUNet}
+
+
+def print_stages(net, size=32):
+    """Print a table of a network's stages for an image of size x size, and draw each as long as its output is wide."""
+    shapes = {}
+
+    def note(name):
+        return lambda stage, inputs, output: shapes.update({name: output.shape[1:]})
+
+    for name, stage in net.named_children():
+        stage.register_forward_hook(note(name))
+    net.eval()(torch.zeros(1, 1, size, size))
+    line = "{:<10} {:<54} {:<16} {:<10} {:>8}".format
+    print(line("stage", "layers", "filters", "output", "weights"))
+    for name, stage in net.named_children():
+        layers = list(stage) if isinstance(stage, nn.Sequential) else [stage]
+        filters = "{} of {}x{}x{}".format(*layers[0].weight.shape)  # number, maps that go in, height, width
+        weights = sum(p.numel() for p in stage.parameters())
+        kinds = ", ".join(type(layer).__name__ for layer in layers)
+        print(line(name, kinds, filters, "x".join(map(str, shapes[name])), f"{weights:,}"))
+    print(f"{sum(p.numel() for p in net.parameters()):,} weights\n")
+    print(f"{'gray image':<10} {'█' * size} 1 map of {size}x{size}")
+    for name, (maps, height, width) in shapes.items():
+        print(f"{name:<10} {('█' * width).center(size)} {maps} maps of {height}x{width}")
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description="Print a table of a network's stages, and draw them.")
+    parser.add_argument("model", choices=NETWORKS)
+    model = NETWORKS[parser.parse_args(argv).model]
+    print_stages(model(3, 32) if model is RegressionCNN else model(3, 32, 24))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,12 +1,14 @@
 """The convolutions against PyTorch's, the networks against a plain reference."""
 
 import math
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import models
 from checkpoint import build
 from models import CNN, DilatedUNet, MyConv2d, MyDilatedConv2d, RegressionCNN, UNet
 
@@ -172,3 +174,12 @@ def test_parameter_names_are_the_handouts():
     assert names["upconv1.0.weight"].shape == (32, 128, 3, 3)
     assert names["finalconv.weight"].shape == (24, 25, 3, 3)
     assert RegressionCNN(3, 32).state_dict()["upconv2.2.running_var"].shape == (3,)
+
+
+def test_a_networks_table_counts_every_weight(capsys):
+    models.main(["UNet"])
+    said = capsys.readouterr().out
+    assert "24 of 25x3x3     24x32x32      5,424" in said
+    stages = re.findall(r"^\w+ +\w*Conv2d.* ([\d,]+)$", said, re.MULTILINE)
+    assert sum(int(count.replace(",", "")) for count in stages) == 112_344 and "112,344 weights" in said
+    assert "downconv2              ████████             64 maps of 8x8" in said
