@@ -1,0 +1,314 @@
+"""Measure and draw all that docs/answers.md says.
+
+python docs/make_answers.py --list       what there is to run, and how long that takes
+python docs/make_answers.py --jobs 2     run what is missing, two at a time; stop and call again at will
+python docs/make_answers.py              the same one by one; then print the tables and draw the pictures
+
+Runs go to outputs/answers/, pictures to docs/answers/. Nothing here looks at the test
+horses but the validation of the shipped weights: all runs are measured on 500 held out.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from checkpoint import CLASSIFIERS, file_name, load_checkpoint, shipped_weights
+from data import add_data_flags, load_palette, palette_path, quantize
+from models import MyConv2d, MyDilatedConv2d
+from plots import new_figure, save
+from training import evaluate, validation_examples
+
+RUNS = PROJECT / "outputs" / "answers"
+PICTURES = PROJECT / "docs" / "answers"
+SEEDS = (0, 1, 2)
+SECONDS_PER_EPOCH = 13  # of 4,500 horses, on one core of the machine of docs/training.md
+
+AUGMENTATIONS = {
+    "none": ["--augment"],
+    "(a) upside down": ["--augment", "upside-down"],
+    "(b) left-right": ["--augment", "mirror"],
+    "(c) one pixel left or right": ["--augment", "shift-x"],
+    "(d) one pixel up or down": ["--augment", "shift-y"],
+    "(e) other classes, as many steps": ["--augment", "--pretrain", 1, "-e", 15],
+    "(b), (c) and (d), the default": [],
+    "the default and --rebalance": ["--rebalance"],
+}
+NETWORKS = {"CNN": ["--model", "CNN"], "UNet": ["--model", "UNet"], "DUNet": ["--model", "DUNet"]}
+SWEEP = list(itertools.product((0.01, 0.02, 0.04, 0.08), (12, 25, 100)))  # peak learning rate, batch size
+
+
+def runs():
+    """Return all training runs: {folder: flags of colorization.py}, the default's once."""
+    every = {**AUGMENTATIONS, **NETWORKS}
+    result = {f"{short(name)}_{seed}": [*flags, "-s", seed] for name, flags in every.items() for seed in SEEDS}
+    return result | {f"sweep_{rate}_{batch}": ["-e", 5, "-l", rate, "-b", batch] for rate, batch in SWEEP}
+
+
+def short(name):
+    """Return a condition's name as a folder's; the UNet is the default of the augmentations, too."""
+    return "unet" if "(b), (c) and (d)" in name else "".join(c for c in name.lower() if c.isalnum())[:20]
+
+
+def epochs_of(flags):
+    """Return how many epochs of horses a run costs."""
+    numbers = {flag: value for flag, value in itertools.pairwise(flags)}
+    return numbers.get("-e", 25) + 10 * numbers.get("--pretrain", 0)
+
+
+def finished(name):
+    return any((RUNS / name).glob("*_images.png"))
+
+
+def train(name, flags, data_flags, threads):
+    """Train one run, or go on with it."""
+    folder = RUNS / name
+    resume = ["--resume"] if any(folder.glob("*.state")) else []
+    command = [sys.executable, "colorization.py", "--holdout", 500, *flags, "--out-dir", folder, *data_flags, *resume]
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    done = subprocess.run([*map(str, command)], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr.strip()}")
+
+
+def train_all(missing, data_flags, jobs):
+    """Train what is missing, so many runs at a time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        each = [pool.submit(train, name, flags, data_flags, 1 if jobs > 1 else None) for name, flags in missing.items()]
+        for job in tqdm(each, unit="run", disable=None):
+            job.result()
+
+
+def history(name):
+    """Return a run's figures, one dict of numbers for every epoch."""
+    (path,) = (RUNS / name).glob("*.csv")
+    with open(path) as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def spread(values, digits):
+    """Return mean ± standard deviation in words."""
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def table(title, columns, rows):
+    """Print a table in Markdown."""
+    print(f"\n### {title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for row in rows:
+        print(f"| {' | '.join(map(str, row))} |")
+
+
+def over_seeds(title, conditions):
+    """Print the last epoch's figures of conditions over the seeds, and their mean difference from the first's."""
+    base, rows = None, []
+    for name in conditions:
+        last = [history(f"{short(name)}_{seed}")[-1] for seed in SEEDS]
+        losses = [row["valid_loss"] for row in last]
+        base = base or losses
+        differences = [a - b for a, b in zip(losses, base)]
+        against = "" if losses is base else f"{spread(differences, 3)}"
+        accuracies = [100 * row["valid_accuracy"] for row in last]
+        train_losses = [row["train_loss"] for row in last]
+        rows.append([name, spread(losses, 3), against, f"{spread(accuracies, 1)} %", spread(train_losses, 3)])
+    table(title, ["", "held-out loss", "against the first", "accuracy", "training loss"], rows)
+
+
+def rgb_and_sight(palette):
+    """Print pairs of palette colors that are as far from each other in RGB and look very different."""
+    from skimage.color import deltaE_ciede2000, rgb2lab
+
+    pairs = list(itertools.combinations(range(len(palette)), 2))
+    lab = rgb2lab(palette)
+    far = np.array([np.linalg.norm(palette[a] - palette[b]) for a, b in pairs])
+    seen = np.array([deltaE_ciede2000(lab[a], lab[b]) for a, b in pairs])
+    rows = []
+    for distance in (0.2, 0.3, 0.4):
+        near = np.flatnonzero(abs(far - distance) < 0.02)
+        for pick in (near[seen[near].argmin()], near[seen[near].argmax()]):
+            colors = " and ".join(str(tuple((256 * palette[c]).round().astype(int).tolist())) for c in pairs[pick])
+            rows.append([colors, f"{far[pick]:.3f}", f"{seen[pick]:.1f}"])
+    table("Pairs of palette colors", ["R, G, B", "distance in RGB", "CIEDE2000"], rows)
+
+
+def shipped_pictures(data_flags):
+    """Print what a person sees of the shipped networks' pictures, on the test horses."""
+    rows = []
+    for model in ("RegressionCNN", *CLASSIFIERS):
+        script = ["colorization.py", "--model", model] if model in CLASSIFIERS else ["color_regression.py"]
+        out, figures = RUNS / "shipped", RUNS / "shipped" / f"{model}.json"
+        command = [sys.executable, *script, "--valid", "--json", figures, "--out-dir", out, *data_flags]
+        subprocess.run([*map(str, command)], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
+        for label, row in json.loads(figures.read_text())["pictures"].items():
+            if "prediction" in label or model == "UNet":
+                values = [row[name]["all"] for name in ("psnr", "ssim", "ciede2000", "colorfulness", "balanced_auc")]
+                name = f"{model}, {label}" if "prediction" in label else label
+                rows.append([name, *(f"{value:.4g}" if value is not None else "" for value in values)])
+    names = ["", "PSNR, dB", "SSIM", "CIEDE2000", "colorfulness", "balanced AuC"]
+    table("Pictures of the shipped networks, test horses", names, rows)
+
+
+def rebalanced_pictures(data_flags):
+    """Print what --rebalance does to accuracy, balanced AuC and colorfulness, over the seeds."""
+    rows = []
+    for name in ("(b), (c) and (d), the default", "the default and --rebalance"):
+        values = []
+        for seed in SEEDS:
+            folder = RUNS / f"{short(name)}_{seed}"
+            flags = ["--valid", "--holdout", 500, "--checkpoint", folder / file_name("UNet", 3, 32)]
+            command = [sys.executable, "colorization.py", *flags, "--json", folder / "valid.json", "--out-dir", folder]
+            subprocess.run([*map(str, command), *map(str, data_flags)], cwd=PROJECT, check=True, capture_output=True)
+            content = json.loads((folder / "valid.json").read_text())
+            smooth = content["pictures"]["smooth prediction"]
+            figures = [smooth[key]["all"] for key in ("balanced_auc", "colorfulness", "psnr")]
+            values.append([100 * content["accuracy"], *figures])
+        rows.append([name, *(spread(column, digits) for column, digits in zip(zip(*values), (1, 4, 1, 2)))])
+    names = ["", "accuracy, %", "balanced AuC, smooth", "colorfulness, smooth", "PSNR, smooth, dB"]
+    table("Class rebalancing", names, rows)
+
+
+def without_skips(args):
+    """Print the shipped UNet's figures with one skip connection after another set to zero."""
+    checkpoint = load_checkpoint(shipped_weights("UNet", 3, 32))
+    net = checkpoint.net
+    valid = validation_examples(args, lambda images: quantize(images, checkpoint.palette), torch.device("cpu"))
+
+    def zero_half(module, inputs):  # the skip's maps are the latter half of what was joined
+        joined = inputs[0].clone()
+        joined[:, joined.shape[1] // 2 :] = 0
+        return (joined,)
+
+    cuts = {
+        "none": None,
+        "downconv2 to upconv1 (8x8)": (net.upconv1, zero_half),
+        "downconv1 to upconv2 (16x16)": (net.upconv2, zero_half),
+        "gray image to finalconv (32x32)": (net.finalconv, lambda module, inputs: (inputs[0], inputs[1] * 0)),
+    }
+    rows = []
+    for name, cut in cuts.items():
+        hook = cut and cut[0].register_forward_pre_hook(cut[1])
+        loss, accuracy = evaluate(net, *valid)
+        rows.append([name, f"{loss:.3f}", f"{100 * accuracy:.1f} %"])
+        if hook:
+            hook.remove()
+    table("Shipped UNet, one skip connection cut", ["cut", "loss", "accuracy"], rows)
+
+
+def seen_by_middle_pixel(net, size=64, images=200):
+    """Return the mean size of the gradient of a middle output pixel by every input pixel, (size, size)."""
+    torch.manual_seed(0)
+    gray = torch.rand(images, 1, size, size, requires_grad=True)
+    out = net.eval()(gray)
+    out[:, :, size // 2, size // 2].abs().sum().backward()
+    return gray.grad.abs().mean((0, 1))
+
+
+def extent(field):
+    """Return the height and width of what is not zero, in pixels."""
+    return "x".join(str(int(line.max() - line.min() + 1)) for line in (field > 0).nonzero().T)
+
+
+def receptive_fields():
+    """Print and draw what one output pixel sees: of single filters, and of the networks."""
+    rows = []
+    for name, layer, span in (
+        ("3x3", MyConv2d(1, 1, 3), 3),
+        ("5x5", MyConv2d(1, 1, 5), 5),
+        ("3x3, dilation 1", MyDilatedConv2d(1, 1, 3, dilation=1), 5),
+    ):
+        rows.append([name, layer.weight.numel(), f"{span}x{span}", extent(seen_by_middle_pixel(layer))])
+    table("One filter of one map", ["filter", "weights", "computed", "measured"], rows)
+    rows, fields = [], {}
+    for model in CLASSIFIERS:
+        fields[model] = seen_by_middle_pixel(load_checkpoint(shipped_weights(model, 3, 32)).net)
+        rows.append([model, extent(fields[model])])
+    table("One output pixel of the networks", ["network", "measured"], rows)
+    figure = new_figure(figsize=(10, 3.6), layout="constrained")
+    for ax, (model, field) in zip(figure.subplots(1, 3), fields.items()):
+        ax.imshow((field / field.max()).clamp_min(1e-6).log10(), cmap="magma", vmin=-5, vmax=0)
+        ax.set_title(f"{model}: {extent(field)}")
+        ax.axis("off")
+    figure.suptitle("What the middle output pixel sees of 64x64: gradient, from dark (1/100,000) to light (1)")
+    save(figure, PICTURES / "receptive_fields.png")
+
+
+def curves(models):
+    """Draw the training curves of networks at the same budget, all seeds."""
+    figure = new_figure(figsize=(10, 3.8), layout="constrained")
+    for ax, (figure_name, label) in zip(figure.subplots(1, 2), (("loss", "loss"), ("accuracy", "accuracy"))):
+        for color, model in enumerate(models):
+            for seed in SEEDS:
+                rows = history(f"{short(model)}_{seed}")
+                for part, style in (("train", ":"), ("valid", "-")):
+                    name = f"{model}, {'training' if part == 'train' else 'held out'}" if seed == 0 else None
+                    values = [row[f"{part}_{figure_name}"] for row in rows]
+                    ax.plot([row["epoch"] for row in rows], values, style, color=f"C{color}", label=name, linewidth=1)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(label)
+        ax.grid(alpha=0.3)
+        ax.legend()
+    save(figure, PICTURES / "curves.png")
+
+
+def activation_sheets(data_flags):
+    """Draw the feature maps of test image 3, an early, a middle and a late stage of CNN and UNet."""
+    for model in ("CNN", "UNet"):
+        out = RUNS / "activations"
+        command = [sys.executable, "activations.py", "3", "--model", model, "--out-dir", out, *data_flags]
+        subprocess.run([*map(str, command)], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
+        for stage in ("0_image", "1_downconv1", "3_rfconv", "5_upconv2"):
+            source = out / f"activations_{model.lower()}_3" / f"{stage}.png"
+            shutil.copyfile(source, PICTURES / f"{model.lower()}_{stage}.png")
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N")
+    add_data_flags(parser)
+    args = parser.parse_args(argv)
+    args.holdout = 0
+    data_flags = ["--data-dir", args.data_dir.resolve()]
+
+    missing = {name: flags for name, flags in runs().items() if not finished(name)}
+    minutes = sum(epochs_of(flags) for flags in missing.values()) * SECONDS_PER_EPOCH / 60
+    print(f"{len(missing)} of {len(runs())} runs are missing: about {minutes / args.jobs:.0f} minutes", flush=True)
+    if args.list:
+        print("\n".join(f"{name}: {' '.join(map(str, flags))}" for name, flags in missing.items()))
+        return
+    train_all(missing, data_flags, args.jobs)
+
+    PICTURES.mkdir(exist_ok=True)
+    rgb_and_sight(load_palette(palette_path(24, "horse")))
+    shipped_pictures(data_flags)
+    curves(["CNN", "UNet"])
+    over_seeds("CNN and UNet", ["CNN", "UNet"])
+    without_skips(args)
+    receptive_fields()
+    activation_sheets(data_flags)
+    over_seeds("Augmentation, UNet", [name for name in AUGMENTATIONS if "--rebalance" not in name])
+    rebalanced_pictures(data_flags)
+    losses = {(rate, batch): history(f"sweep_{rate}_{batch}")[-1]["valid_loss"] for rate, batch in SWEEP}
+    batches = sorted({batch for _, batch in SWEEP})
+    rows = [
+        [rate, *(f"{losses[rate, batch]:.3f}" for batch in batches)] for rate in sorted({rate for rate, _ in SWEEP})
+    ]
+    table("Five epochs, held-out loss", ["peak learning rate", *(f"batches of {batch}" for batch in batches)], rows)
+    over_seeds("UNet and dilated UNet", ["UNet", "DUNet"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
