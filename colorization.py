@@ -49,7 +49,7 @@ def parse(argv):
     parser.add_argument(
         "--working-size",
         type=number(int, 4, 2048, "a number of pixels"),
-        default=128,
+        default=96,
         metavar="N",
         help="for --colorize: the longer side of the copy that the network sees (%(default)s)",
     )

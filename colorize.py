@@ -102,11 +102,9 @@ def colorize_files(paths, folder, net, palette, working_size, decode, temperatur
 
     What cannot be read is named, and the others go on; then a UserError says how many.
     """
+    out = folder.resolve()  # which may lie in a folder to be colored
     files = [
-        file
-        for path in paths
-        for file in picture_files(path)
-        if file.is_relative_to(path) and not (Path(path).is_dir() and file.resolve().is_relative_to(folder.resolve()))
+        file for path in paths for file in picture_files(path) if file == path or out not in file.resolve().parents
     ]
     sheet = {"before": [], "gray": [], "after": []}
     failed = 0

@@ -216,6 +216,17 @@ def seen_by_middle_pixel(net, size=64, images=200):
     return gray.grad.abs().mean((0, 1))
 
 
+def computed_field(dilation=0, pixel=32):
+    """Return how many pixels in a row the middle output pixel of CNN or UNet can see, stage by stage from the end."""
+    first, last = pixel - 1, pixel + 1  # finalconv
+    for _ in ("upconv2", "upconv1"):
+        first, last = first // 2 - 1, last // 2 + 1  # what was doubled, and its convolution
+    first, last = first - 1 - dilation, last + 1 + dilation  # rfconv
+    for _ in ("downconv2", "downconv1"):
+        first, last = 2 * first - 1, 2 * last + 2  # the two pixels that were pooled, and their convolution
+    return f"{last - first + 1}x{last - first + 1}"
+
+
 def extent(field):
     """Return the height and width of what is not zero, in pixels."""
     return "x".join(str(int(line.max() - line.min() + 1)) for line in (field > 0).nonzero().T)
@@ -234,8 +245,8 @@ def receptive_fields():
     rows, fields = [], {}
     for model in CLASSIFIERS:
         fields[model] = seen_by_middle_pixel(load_checkpoint(shipped_weights(model, 3, 32)).net)
-        rows.append([model, extent(fields[model])])
-    table("One output pixel of the networks", ["network", "measured"], rows)
+        rows.append([model, computed_field(dilation=int(model == "DUNet")), extent(fields[model])])
+    table("One output pixel of the networks", ["network", "computed", "measured"], rows)
     figure = new_figure(figsize=(10, 3.6), layout="constrained")
     for ax, (model, field) in zip(figure.subplots(1, 3), fields.items()):
         ax.imshow((field / field.max()).clamp_min(1e-6).log10(), cmap="magma", vmin=-5, vmax=0)
