@@ -12,7 +12,7 @@ import torch
 
 from checkpoint import FILE_STEMS, describe, load_from_flags
 from cli import UserError, choose_device, run
-from data import SIZE, add_data_flags, load_images, network_input, quantize
+from data import SIZE, Quantizer, add_data_flags, load_images, network_input
 from decoding import colors_of_labels, palette_picture, smooth_picture
 from flags import add_network_flags
 from photos import small_square
@@ -74,7 +74,9 @@ def main(argv):
     if checkpoint.palette is None:
         rows["output"] = logits
     else:
-        rows["truth in palette colors"] = colors_of_labels(quantize(image, checkpoint.palette), checkpoint.palette)
+        rows["truth in palette colors"] = colors_of_labels(
+            Quantizer(image, checkpoint.palette)(image), checkpoint.palette
+        )
         rows["output"] = palette_picture(logits, checkpoint.palette)
         rows["output, smooth"] = smooth_picture(logits, checkpoint.palette, gray)
     rows["truth"] = image / 256

@@ -16,7 +16,7 @@ from flags import add_training_flags
 from metrics import report
 from plots import save_rows
 from runs import run_training
-from training import evaluate, predict, validation_examples
+from training import Examples, evaluate, predict, validation_examples
 
 MODEL = "RegressionCNN"
 
@@ -40,9 +40,9 @@ def draw(path, title, net, valid):
     save_rows(path, title, rows_of(images, predict(net, images)))
 
 
-def themselves(images):
-    """Return what the network should make of images: their own colors."""
-    return images
+def learning(images):
+    """Return what makes targets of images: those are to become themselves."""
+    return lambda images: images
 
 
 def gray_copy_error(images):
@@ -58,7 +58,7 @@ def train(args, device):
     seed_everything(args.seed)
     net = build(MODEL, kernel, num_filters, 3).to(device)
     checkpoint = Checkpoint(net, MODEL, kernel, num_filters, data=describe_data(args))
-    valid = run_training(args, checkpoint, themselves, draw)
+    valid = run_training(args, checkpoint, learning, draw)
     print_errors(checkpoint, valid.images, describe_data(args))
 
 
@@ -66,7 +66,7 @@ def validate(args, device):
     """Measure a checkpoint, and draw its pictures."""
     checkpoint = load_from_flags(args, MODEL)
     net = checkpoint.net.to(device)
-    valid = validation_examples(args, themselves, device)
+    valid = validation_examples(args, learning, device)
     print(describe(checkpoint))
     error = print_errors(checkpoint, valid.images, describe_data(args))
     path = args.out_dir / "regressioncnn_valid.png"
@@ -78,7 +78,7 @@ def validate(args, device):
 
 def print_errors(checkpoint, images, data):
     """Print and return the network's mean squared error, beside that of the trivial answer."""
-    error, _ = evaluate(checkpoint.net, images, images)
+    error, _ = evaluate(checkpoint.net, Examples(images, learning(images)))
     print(
         f"{len(images):,} images of {data}: mean squared error {error:.6f} (RGB in [0, 1)); "
         f"copying the gray input to R, G and B gives {gray_copy_error(images):.6f}"

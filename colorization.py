@@ -15,7 +15,7 @@ import torch
 from checkpoint import CLASSIFIERS, Checkpoint, build, describe, load_from_flags
 from cli import UserError, check_writable, choose_device, number, run, seed_everything
 from colorize import colorize_files
-from data import describe_data, network_input, palette_for, quantize
+from data import Quantizer, describe_data, network_input, palette_for
 from decoding import TEMPERATURE, colors_of_labels, lay_over, palette_picture, smooth_picture
 from flags import add_training_flags
 from metrics import report
@@ -83,8 +83,8 @@ def rows_of(images, labels, logits, palette, temperature=TEMPERATURE):
 
 def draw(path, title, net, valid, palette, temperature):
     """Draw the first ten images."""
-    images, labels = valid.images[:10], valid.targets[:10]
-    save_rows(path, title, rows_of(images, labels, predict(net, images), palette, temperature))
+    images = valid.images[:10]
+    save_rows(path, title, rows_of(images, valid.targets_of(images), predict(net, images), palette, temperature))
 
 
 def train(args, device):
@@ -97,7 +97,7 @@ def train(args, device):
     run_training(
         args,
         checkpoint,
-        partial(quantize, palette=palette),
+        partial(Quantizer, palette=palette),
         partial(draw, palette=palette, temperature=args.temperature),
     )
 
@@ -106,10 +106,10 @@ def validate(args, device):
     """Measure a checkpoint, and draw its pictures."""
     checkpoint = load_classifier(args, device)
     net, palette = checkpoint.net, checkpoint.palette
-    valid = validation_examples(args, partial(quantize, palette=palette), device)
+    valid = validation_examples(args, partial(Quantizer, palette=palette), device)
     batches = []
     loss, accuracy = evaluate(
-        net, *valid, also=lambda *batch: batches.append(rows_of(*batch, palette, args.temperature))
+        net, valid, also=lambda *batch: batches.append(rows_of(*batch, palette, args.temperature))
     )
     rows = {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
     figures = figures_in_words(loss, accuracy)

@@ -332,20 +332,24 @@ def distinct_colors(images):
     return colors_of(codes.numpy()), codes, counts[codes]
 
 
-def quantize(images, palette):
-    """Return the label of every pixel: uint8 (N, 3, H, W) -> uint8 (N, H, W).
+class Quantizer:
+    """Finds the nearest palette color of every pixel, by way of a table of all 2^24 colors.
 
-    Each distinct color is looked up once, by way of a table of all 2^24 colors.
+    Only the colors that occur in `images`, uint8 (N, 3, H, W), are looked up, each once;
+    the table is kept on their device.
     """
-    table = torch.zeros(1 << 24, dtype=torch.uint8)
-    for part in images.split(4096):
-        table[color_codes(part)] = 1
-    codes = table.nonzero()[:, 0]
-    table[codes] = torch.from_numpy(nearest_color(colors_of(codes.numpy()), palette)[0])
-    labels = torch.empty(images.shape[0], *images.shape[2:], dtype=torch.uint8)
-    for part, target in zip(images.split(4096), labels.split(4096)):
-        target.copy_(table[color_codes(part)])
-    return labels
+
+    def __init__(self, images, palette):
+        table = torch.zeros(1 << 24, dtype=torch.uint8)
+        for part in images.split(4096):
+            table[color_codes(part).cpu()] = 1
+        codes = table.nonzero()[:, 0]
+        table[codes] = torch.from_numpy(nearest_color(colors_of(codes.numpy()), palette)[0])
+        self.table = table.to(images.device)
+
+    def __call__(self, images):
+        """Return the label of every pixel: uint8 (N, 3, H, W) -> uint8 (N, H, W)."""
+        return self.table[color_codes(images)]
 
 
 def fit_palette(images, num_colors, seed=0):

@@ -15,7 +15,6 @@ from cli import UserError, check_writable, replacing, write_json
 from data import load_other_classes
 from plots import save_curve
 from training import (
-    Examples,
     class_weights,
     examples_on,
     figures_in_words,
@@ -28,10 +27,10 @@ STATE_FORMAT = "colorization training state 1"
 FINE_TUNING_RATE = 0.3  # of the peak learning rate, for the category's own epochs after --pretrain
 
 
-def run_training(args, checkpoint, targets_of, draw):
+def run_training(args, checkpoint, learning, draw):
     """Train the checkpoint's network as the flags say, and write all that comes of it.
 
-    targets_of(images) makes the targets; draw(path, title, net, valid) the pictures.
+    learning(images) returns their targets_of; draw(path, title, net, valid) the pictures.
     After every epoch: its figures to the screen and a CSV file, the checkpoint, the
     best one so far, and the state that --resume goes on from. At the end: the curve
     and the pictures. Returns the validation examples.
@@ -45,8 +44,8 @@ def run_training(args, checkpoint, targets_of, draw):
     )
     for target in (path, best_path, state_path, csv_path, record_path, curve, pictures):
         check_writable(target)
-    examples = training_examples(args, targets_of, device)
-    valid = validation_examples(args, targets_of, device)
+    examples = training_examples(args, learning, device)
+    valid = validation_examples(args, learning, device)
     if args.batch_size > len(examples.images):
         raise UserError(f"--batch-size {args.batch_size}: there are only {len(examples.images):,} training images")
     last_epoch = args.pretrain + args.epochs
@@ -77,8 +76,8 @@ def run_training(args, checkpoint, targets_of, draw):
             draw(args.out_dir / f"{path.stem}_epoch{row['epoch']:03}.png", title, net, valid)
 
     try:
-        weights = class_weights(examples.targets, len(checkpoint.palette)) if args.rebalance else None
-        train_in_stages(args, net, targets_of, examples, valid, weights, resumed, log)
+        weights = class_weights(examples, len(checkpoint.palette)) if args.rebalance else None
+        train_in_stages(args, net, learning, examples, valid, weights, resumed, log)
     except KeyboardInterrupt:
         if not history:
             raise KeyboardInterrupt("stopped before the first epoch was complete: nothing is saved") from None
@@ -97,18 +96,17 @@ def run_training(args, checkpoint, targets_of, draw):
     return valid
 
 
-def train_in_stages(args, net, targets_of, examples, valid, weights, resumed, log):
+def train_in_stages(args, net, learning, examples, valid, weights, resumed, log):
     """Train on all classes where --pretrain asks for it, then on the category's own images."""
     done = resumed[0] if resumed else 0
     settings = {"batch_size": args.batch_size, "augment": args.augment, "weights": weights, "log": log}
     learn_rate = args.learn_rate
     if args.pretrain:
         if done <= args.pretrain:
-            others = examples_on(examples.images.device, load_other_classes(args), targets_of)
-            print(
-                f"first {args.pretrain} epochs on these and {len(others.images):,} images of other classes", flush=True
-            )
-            everything = Examples(*(torch.cat(pair) for pair in zip(others, examples)))
+            others = load_other_classes(args)
+            print(f"first {args.pretrain} epochs on these and {len(others):,} images of other classes", flush=True)
+            device = examples.images.device
+            everything = examples_on(device, torch.cat([others, examples.images.cpu()]), learning)
             train(net, everything, valid, epochs=args.pretrain, learn_rate=learn_rate, resumed=resumed, **settings)
             resumed = None
         learn_rate *= FINE_TUNING_RATE

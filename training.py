@@ -5,6 +5,7 @@ import copy
 import ctypes
 import math
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,28 +19,32 @@ AUGMENTATIONS = ("mirror", "upside-down", "shift-x", "shift-y")
 
 
 class Examples(NamedTuple):
-    """Images to learn from or to measure by, and what a network should make of them."""
+    """Images to learn from or to measure by, and what a network should make of some of them."""
 
     images: torch.Tensor  # (N, 3, H, W) uint8
-    targets: torch.Tensor  # labels (N, H, W) uint8, or for regression the images
+    targets_of: Callable  # of images (M, 3, H, W): labels (M, H, W) uint8, or for regression themselves
 
 
-def training_examples(args, targets_of, device):
-    """Return the examples to train on, less those that --holdout keeps for validation."""
+def training_examples(args, learning, device):
+    """Return the examples to train on, less those that --holdout keeps for validation.
+
+    learning(images) returns their targets_of.
+    """
     images = load_images(args, train=True)
-    return examples_on(device, hold_out(images, args.holdout)[0] if args.holdout else images, targets_of)
+    return examples_on(device, hold_out(images, args.holdout)[0] if args.holdout else images, learning)
 
 
-def validation_examples(args, targets_of, device):
+def validation_examples(args, learning, device):
     """Return the test examples, or with --holdout those that it keeps of the training images."""
     if args.holdout:
-        return examples_on(device, hold_out(load_images(args, train=True), args.holdout)[1], targets_of)
-    return examples_on(device, load_images(args, train=False), targets_of)
+        return examples_on(device, hold_out(load_images(args, train=True), args.holdout)[1], learning)
+    return examples_on(device, load_images(args, train=False), learning)
 
 
-def examples_on(device, images, targets_of):
-    """Put images and their targets on the device."""
-    return Examples(images.to(device), targets_of(images).to(device))
+def examples_on(device, images, learning):
+    """Put images on the device, and what finds their targets."""
+    images = images.to(device)
+    return Examples(images, learning(images))
 
 
 def hold_out(images, count):
@@ -50,13 +55,15 @@ def hold_out(images, count):
     return images[order[count:].sort().values], images[order[:count].sort().values]
 
 
-def class_weights(labels, num_colors, uniform=0.5):
-    """Return a weight for every color, (K,), greater for rarer ones: 1 on average over the pixels of labels.
+def class_weights(examples, num_colors, uniform=0.5):
+    """Return a weight for every color, (K,), greater for rarer ones: 1 on average over the examples' pixels.
 
     One over the color's share of the pixels mixed with the same share for all (Zhang et
     al. 2016, equation 4, λ = `uniform`; a palette's colors need no smoothing over bins).
     """
-    shares = torch.bincount(labels.flatten(), minlength=num_colors) / labels.numel()
+    parts = examples.images.split(1000)
+    counts = sum(torch.bincount(examples.targets_of(part).flatten(), minlength=num_colors) for part in parts)
+    shares = counts / counts.sum()
     weights = 1 / ((1 - uniform) * shares + uniform / num_colors)
     return weights / (shares * weights).sum()
 
@@ -86,24 +93,24 @@ def predict(net, images, batch_size=100):
     return outputs
 
 
-def evaluate(net, images, targets, batch_size=100, also=None):
+def evaluate(net, examples, batch_size=100, also=None):
     """Return (loss, accuracy) over all images in evaluation mode, exact for any batch size.
 
     `also`, where given, is called with the images, targets and outputs of each batch.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
-    for part, target in zip(images.split(batch_size), targets.split(batch_size)):
-        outputs = predict(net, part, batch_size)
-        sums += len(part) * torch.stack(loss_and_accuracy(outputs, target))
+    sums = torch.zeros(2, dtype=torch.float64, device=examples.images.device)
+    for images in examples.images.split(batch_size):
+        outputs, targets = predict(net, images, batch_size), examples.targets_of(images)
+        sums += len(images) * torch.stack(loss_and_accuracy(outputs, targets))
         if also:
-            also(part, target, outputs)
-    return tuple((sums / len(images)).tolist())
+            also(images, targets, outputs)
+    return tuple((sums / len(examples.images)).tolist())
 
 
-def augmented(images, targets, ways):
-    """Change every image in the named `ways`, each at random: mirror and upside-down it or not, shift it by a pixel.
+def augmented(images, ways):
+    """Change images (N, 3, H, W) in the named `ways`, each at random: mirror, upside-down or not, shift by a pixel.
 
-    Each target, (N, H, W) or (N, 3, H, W), changes with its image; borders are mirrored.
+    Borders are mirrored.
     """
     count, height, width = len(images), *images.shape[-2:]
     device = images.device
@@ -118,12 +125,8 @@ def augmented(images, targets, ways):
 
     rows, columns = taken_from(height, "shift-y", "upside-down"), taken_from(width, "shift-x", "mirror")
 
-    def taken(x):
-        each = (count, *[1] * (x.dim() - 3))
-        x = x.gather(-2, rows.view(*each, height, 1).expand_as(x))
-        return x.gather(-1, columns.view(*each, 1, width).expand_as(x))
-
-    return taken(images), taken(targets)
+    images = images.gather(2, rows.view(count, 1, height, 1).expand_as(images))
+    return images.gather(3, columns.view(count, 1, 1, width).expand_as(images))
 
 
 class Adam:
@@ -237,8 +240,9 @@ def train_epoch(learner, learn_rates, examples, batch_size, ways, weights=None):
     order = torch.randperm(len(examples.images), device=device)
     figures, counts = [], []
     for chosen in tqdm(order.split(batch_size), leave=False, disable=None, unit="step"):
-        images, targets = augmented(examples.images[chosen], examples.targets[chosen], ways)
-        loss, accuracy = loss_and_accuracy(learner.trained(network_input(images)), targets, weights)
+        images = augmented(examples.images[chosen], ways)
+        outputs = learner.trained(network_input(images))
+        loss, accuracy = loss_and_accuracy(outputs, examples.targets_of(images), weights)
         learner.step(loss, next(learn_rates))
         figures.append(torch.stack([loss.detach(), accuracy]))
         counts.append(len(chosen))
@@ -281,7 +285,7 @@ def train(
                 f"the loss is no longer finite in step {error} of epoch {epoch}; the checkpoint is of the epoch "
                 f"before: train again with a smaller --learn-rate than {learn_rate:g}"
             ) from error
-        valid_loss, valid_accuracy = evaluate(net, *valid)
+        valid_loss, valid_accuracy = evaluate(net, valid)
         row = {
             "epoch": epoch,
             "train_loss": train_loss,

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,9 +34,9 @@ sys.path.insert(0, str(PROJECT))
 
 from checkpoint import build
 from cli import choose_device
-from data import add_data_flags, load_images, load_palette, network_input, palette_path, quantize
+from data import Quantizer, add_data_flags, load_images, load_palette, network_input, palette_path
 from models import UNet
-from training import Examples, Learner, evaluate, keep_freed_memory, train_epoch
+from training import Learner, evaluate, examples_on, keep_freed_memory, train_epoch
 
 HANDOUT_LOSS = 1.3845  # of the handout's UNet, on its palette
 
@@ -85,7 +86,7 @@ def plain_loop(images, palette, device):
     """Return the plain loop's network, and a function that trains it for one epoch."""
     net = PlainUNet(3, 32, len(palette)).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.001)
-    gray, labels = network_input(images).to(device), quantize(images, palette).to(device).long()
+    gray, labels = network_input(images).to(device), Quantizer(images, palette)(images).to(device).long()
     return net, lambda: plain_epoch(net, optimizer, gray, labels)
 
 
@@ -93,7 +94,7 @@ def our_loop(images, palette, device):
     """Return a function that trains this package's UNet for one epoch at batch 100."""
     net = build("UNet", 3, 32, len(palette)).to(device)
     learner = Learner(net)
-    examples = Examples(images.to(device), quantize(images, palette).to(device))
+    examples = examples_on(device, images, partial(Quantizer, palette=palette))
     return lambda: train_epoch(learner, itertools.repeat(0.001), examples, 100, ["mirror", "shift-x", "shift-y"])
 
 
@@ -166,13 +167,13 @@ def seconds_to_loss(images, test_images, palette_file, device, start_up, flags):
             break
     palette = load_palette(palette_file)
     net, epoch = plain_loop(images, palette, device)
-    valid = Examples(test_images.to(device), quantize(test_images, palette).to(device))
+    valid = examples_on(device, test_images, partial(Quantizer, palette=palette))
     restore_glibc_defaults()
     took, passes, loss = start_up, 0, math.inf
     while loss > HANDOUT_LOSS and passes < 50:
         start = time.perf_counter()
         epoch()
-        loss = evaluate(net, *valid)[0]
+        loss = evaluate(net, valid)[0]
         took, passes = took + time.perf_counter() - start, passes + 1
     return result | {"plain": round(took, 1), "plain_epochs": passes, "plain_loss": round(loss, 4)}
 

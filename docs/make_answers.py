@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from checkpoint import CLASSIFIERS, file_name, load_checkpoint, shipped_weights
-from data import add_data_flags, load_palette, palette_path, quantize
+from data import Quantizer, add_data_flags, load_palette, palette_path
 from models import MyConv2d, MyDilatedConv2d
 from plots import new_figure, save
 from training import evaluate, validation_examples
@@ -184,7 +185,7 @@ def without_skips(args):
     """Print the shipped UNet's figures with one skip connection after another set to zero."""
     checkpoint = load_checkpoint(shipped_weights("UNet", 3, 32))
     net = checkpoint.net
-    valid = validation_examples(args, lambda images: quantize(images, checkpoint.palette), torch.device("cpu"))
+    valid = validation_examples(args, partial(Quantizer, palette=checkpoint.palette), torch.device("cpu"))
 
     def zero_half(module, inputs):  # the skip's maps are the latter half of what was joined
         joined = inputs[0].clone()
@@ -200,7 +201,7 @@ def without_skips(args):
     rows = []
     for name, cut in cuts.items():
         hook = cut and cut[0].register_forward_pre_hook(cut[1])
-        loss, accuracy = evaluate(net, *valid)
+        loss, accuracy = evaluate(net, valid)
         rows.append([name, f"{loss:.3f}", f"{100 * accuracy:.1f} %"])
         if hook:
             hook.remove()

@@ -27,7 +27,8 @@ def test_quantizer_is_brute_force_with_ties():
     palette = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0, 0, 0], [0.5, 0.5, 0.5], [0.25, 0.75, 0.25], [0.75, 0.25, 0.75]])
     random = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32)).astype(np.uint8))
     ties = torch.full((1, 3, 32, 32), 64, dtype=torch.uint8)  # half way between colors 0 and 1
-    labels = data.quantize(torch.cat([random, ties]), palette)
+    images = torch.cat([random, ties])
+    labels = data.Quantizer(images, palette)(images)
     assert labels.dtype == torch.uint8
     assert (labels.numpy() == brute_force(torch.cat([random, ties]), palette)).all()
     assert (labels[3] == 0).all()
@@ -37,7 +38,7 @@ def test_quantizer_is_brute_force_with_ties():
 def test_quantizer_with_many_colors_and_any_size():
     palette = np.random.default_rng(1).random((256, 3))
     images = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (2, 3, 8, 12)).astype(np.uint8))
-    assert (data.quantize(images, palette).numpy() == brute_force(images, palette)).all()
+    assert (data.Quantizer(images, palette)(images).numpy() == brute_force(images, palette)).all()
 
 
 def test_gray_is_the_mean_over_256():

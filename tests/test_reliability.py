@@ -41,7 +41,7 @@ def stop_in_epoch(monkeypatch, epoch, error=Stopped):
 
     def breaking(learner, learn_rates, examples, *settings):
         if next(count) == epoch:
-            train_epoch(learner, learn_rates, type(examples)(*(x[:8] for x in examples)), *settings)
+            train_epoch(learner, learn_rates, examples._replace(images=examples.images[:8]), *settings)
             raise error
         return train_epoch(learner, learn_rates, examples, *settings)
 

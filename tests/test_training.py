@@ -26,11 +26,11 @@ from training import (
 )
 
 
-def random_set(count, size=8, colors=5, seed=0):
+def random_examples(count, size=8, colors=5, seed=0):
+    """Random images, labeled by their red."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, colors, (count, size, size), generator=generator, dtype=torch.uint8)
-    return images, labels
+    return Examples(images, lambda images: images[:, 0] % colors)
 
 
 class Fixed(nn.Module):
@@ -61,39 +61,38 @@ def test_squared_error_by_hand():
 
 
 def test_validation_is_exact_for_any_batch_size():
-    images, labels = random_set(11, colors=2)
+    examples = random_examples(11, colors=2)
     net = Fixed([0.3, -0.2])
-    share = (labels == 0).double().mean().item()
+    share = (examples.targets_of(examples.images) == 0).double().mean().item()
     odds = math.log1p(math.exp(-0.5))
     for batch_size in (1, 2, 4, 10, 11, 100):
-        loss, accuracy = evaluate(net, images, labels, batch_size)
+        loss, accuracy = evaluate(net, examples, batch_size)
         assert loss == pytest.approx(share * odds + (1 - share) * (odds + 0.5), abs=1e-6)
         assert accuracy == pytest.approx(share, abs=1e-7)
-    net = build("UNet", 3, 4, 5)
-    labels = random_set(11)[1]
-    first = evaluate(net, images, labels, 11)
+    net, examples = build("UNet", 3, 4, 5), random_examples(11)
+    first = evaluate(net, examples, 11)
     for batch_size in (1, 3, 4):
-        assert evaluate(net, images, labels, batch_size) == pytest.approx(first, abs=1e-6)
+        assert evaluate(net, examples, batch_size) == pytest.approx(first, abs=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_validation_owns_its_mode(training):
-    images, labels = random_set(4)
+    examples = random_examples(4)
     net = build("CNN", 3, 4, 5).train(training)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    evaluate(net, images, labels)
-    outputs = predict(net, images)
+    evaluate(net, examples)
+    outputs = predict(net, examples.images)
     assert not outputs.requires_grad
     assert net.training == training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_augmentation_mirrors_and_moves_image_and_target_alike():
+def test_augmentation_mirrors_and_moves_all_channels_alike():
     torch.manual_seed(0)
     images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(500, 3, 8, 8)
-    moved, targets = augmented(images, images[:, 0], ["mirror", "shift-x", "shift-y"])
-    assert torch.equal(moved[:, 1], targets)
-    seen = {tuple(image.flatten().tolist()) for image in targets}
+    moved = augmented(images, ["mirror", "shift-x", "shift-y"])
+    assert torch.equal(moved[:, 1], moved[:, 0])
+    seen = {tuple(image.flatten().tolist()) for image in moved[:, 0]}
     assert len(seen) == 2 * 3 * 3
     assert tuple(images[0, 0].flatten().tolist()) in seen
     assert tuple(images[0, 0].flip(1).flatten().tolist()) in seen
@@ -104,7 +103,7 @@ def test_augmentation_mirrors_and_moves_image_and_target_alike():
 @pytest.mark.parametrize("way, count", [("mirror", 2), ("upside-down", 2), ("shift-x", 3), ("shift-y", 3)])
 def test_each_way_of_augmentation_alone(way, count):
     image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
-    images, _ = augmented(image.expand(100, 3, 8, 8), image.expand(100, 3, 8, 8), [way])
+    images = augmented(image.expand(100, 3, 8, 8), [way])
     seen = {tuple(image.flatten().tolist()) for image in images[:, 0]}
     assert len(seen) == count
     changed = {
@@ -114,8 +113,7 @@ def test_each_way_of_augmentation_alone(way, count):
         "shift-y": torch.cat([image[:, :, 1:2], image[:, :, :-1]], 2),
     }
     assert {tuple(image.flatten().tolist()), tuple(changed[way].flatten().tolist())} <= seen
-    still, _ = augmented(image, image, [])
-    assert torch.equal(still, image)
+    assert torch.equal(augmented(image, []), image)
 
 
 def test_adam_is_pytorchs():
@@ -181,7 +179,7 @@ class Recorder(Fixed):
         return super().forward(x)
 
 
-def run_training(net, images, labels, log=lambda row, state: None, **changes):
+def run_training(net, examples, log=lambda row, state: None, **changes):
     settings = {
         "epochs": 2,
         "batch_size": 4,
@@ -189,14 +187,14 @@ def run_training(net, images, labels, log=lambda row, state: None, **changes):
         "augment": ["mirror", "shift-x", "shift-y"],
         "log": log,
     } | changes
-    train(net, Examples(images, labels), Examples(images[:3], labels[:3]), **settings)
+    train(net, examples, examples._replace(images=examples.images[:3]), **settings)
 
 
 def test_every_epoch_shows_every_image_once_in_a_new_order():
     levels = torch.arange(11, dtype=torch.uint8)
     images = levels.view(11, 1, 1, 1).expand(11, 3, 4, 4)
     net = Recorder()
-    run_training(net, images, torch.zeros(11, 4, 4, dtype=torch.uint8))
+    run_training(net, Examples(images, lambda images: torch.zeros_like(images[:, 0])))
     assert [len(batch) for batch in net.shown] == [4, 4, 3, 4, 4, 3]
     first, second = (list(chain(*net.shown[start : start + 3])) for start in (0, 3))
     assert sorted(first) == sorted(second) == [level / 256 for level in range(11)]
@@ -206,25 +204,25 @@ def test_every_epoch_shows_every_image_once_in_a_new_order():
 def test_training_learns_and_logs_what_it_reports():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (40, 1, 1, 1)).expand(40, 3, 8, 8).to(torch.uint8)
-    labels = (images[:, 0] > 127).to(torch.uint8)
+    examples = Examples(images, lambda images: (images[:, 0] > 127).to(torch.uint8))
     net, rows = build("CNN", 3, 4, 2), []
-    run_training(net, images, labels, lambda row, state: rows.append(row), epochs=20)
+    run_training(net, examples, lambda row, state: rows.append(row), epochs=20)
     assert [row["epoch"] for row in rows] == list(range(1, 21))
     assert rows[-1]["train_loss"] < 0.5 * rows[0]["train_loss"]
     assert rows[-1]["valid_accuracy"] > 0.9
-    assert (rows[-1]["valid_loss"], rows[-1]["valid_accuracy"]) == evaluate(net, images[:3], labels[:3])
+    assert (rows[-1]["valid_loss"], rows[-1]["valid_accuracy"]) == evaluate(net, examples._replace(images=images[:3]))
     rates = [row["learning_rate"] for row in rows]
     assert max(rates) <= 0.01
     assert rates[-1] < 0.01 * max(rates)
 
 
 def test_the_same_seed_gives_the_same_weights():
-    images, labels = random_set(12)
+    examples = random_examples(12)
     states = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
         net = build("UNet", 3, 4, 5)
-        run_training(net, images, labels)
+        run_training(net, examples)
         states.append(net.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["finalconv.weight"], states[2]["finalconv.weight"])
@@ -232,24 +230,24 @@ def test_the_same_seed_gives_the_same_weights():
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory in use is read from /proc")
 def test_long_runs_do_not_leak():
-    images, labels = random_set(60)
+    examples = random_examples(60)
     resident = []
 
     def log(row, state):
         gc.collect()
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]))
 
-    run_training(build("UNet", 3, 4, 5), images, labels, log, epochs=30, batch_size=20)
+    run_training(build("UNet", 3, 4, 5), examples, log, epochs=30, batch_size=20)
     assert max(resident[5:]) < 1.05 * resident[4]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
-    images, labels = random_set(8)
+    examples = random_examples(8)
     net = build("CNN", 3, 4, 5)
     with torch.no_grad():
         net.finalconv.bias.fill_(math.nan)
     with pytest.raises(UserError, match=r"no longer finite in step 1 of epoch 1.*--learn-rate"):
-        run_training(net, images, labels)
+        run_training(net, examples)
 
 
 def test_held_out_images_are_left_out_and_the_same_for_every_seed():
@@ -265,7 +263,7 @@ def test_held_out_images_are_left_out_and_the_same_for_every_seed():
 
 
 def test_class_weights_by_hand():
-    labels = torch.tensor([0] * 6 + [1] * 2, dtype=torch.uint8)
+    images = torch.tensor([0] * 6 + [1] * 2, dtype=torch.uint8).view(2, 1, 2, 2).expand(2, 3, 2, 2)
     # shares 3/4 and 1/4, mixed with a half: 5/8 and 3/8, so 8/5 and 8/3, over their mean 6/5 + 2/3
     expected = torch.tensor([8 / 5, 8 / 3]) / (6 / 5 + 2 / 3)
-    assert torch.allclose(class_weights(labels, 2), expected)
+    assert torch.allclose(class_weights(Examples(images, lambda images: images[:, 0]), 2), expected)
