@@ -22,9 +22,9 @@ def smooth_picture(logits, palette, gray, temperature=TEMPERATURE):
     approaches the most probable color, 1 is the expectation. (N, K, H, W), (K, 3) and
     (N, 1, H, W) -> (N, 3, H, W), float32 in 0..1.
     """
-    probabilities = (logits / temperature).softmax(1)
+    probabilities = (logits.permute(0, 2, 3, 1) / temperature).softmax(3)  # (N, H, W, K), no copy for channels-last
     palette = torch.as_tensor(palette, dtype=torch.float32, device=logits.device)
-    return lay_over(torch.einsum("nkhw,kc->nchw", probabilities, palette), gray)
+    return lay_over((probabilities @ palette).permute(0, 3, 1, 2), gray)
 
 
 def lay_over(colors, gray):

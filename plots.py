@@ -66,14 +66,19 @@ def save_curve(path, title, history):
 
 def save_feature_maps(path, title, maps):
     """Write one sheet of feature maps (C, H, W), each on its own scale from dark (least) to light (most)."""
-    columns = min(8, len(maps))
-    lines = math.ceil(len(maps) / columns)
+    count, height, width = maps.shape
+    columns = min(8, count)
+    lines = math.ceil(count / columns)
+    step_down, step_right = math.ceil(1.25 * height), math.ceil(1.1 * width)  # room for a line of text, and a gap
+    sheet = np.full((lines * step_down, columns * step_right), np.nan)  # not-a-number stays white
     figure = new_figure(figsize=(1.3 * columns, 1.5 * lines + 0.5), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for ax in axes:
-        ax.axis("off")
-    for number, (ax, values) in enumerate(zip(axes, maps)):
-        ax.imshow(np.asarray(values), cmap="viridis", interpolation="nearest")
-        ax.set_title(f"{number}: {values.min():.2g} … {values.max():.2g}", fontsize=7)
-    figure.suptitle(title)
+    ax = figure.subplots()
+    for number, values in enumerate(maps.numpy()):
+        top, left = number // columns * step_down + step_down - height, number % columns * step_right
+        least, most = values.min(), values.max()
+        sheet[top : top + height, left : left + width] = (values - least) / ((most - least) or 1)
+        ax.text(left - 0.5, top - 0.5, f"{number}: {least:.2g} … {most:.2g}", fontsize=7, va="bottom")
+    ax.imshow(sheet, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    ax.axis("off")
+    ax.set_title(title, fontsize=11)
     save(figure, path)
