@@ -24,9 +24,13 @@ class UserError(Exception):
 
 
 def run(main):
-    """Call main(argv) and exit: code 2 and one line for a UserError, 130 for Ctrl-C."""
+    """Call main(argv) and exit: code 2 and one line for a UserError, 130 for Ctrl-C, 141 where nobody reads on."""
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # what read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own last flush
+        sys.exit(141)
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)

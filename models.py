@@ -8,12 +8,13 @@ and keep that size. The handout's parameter names are kept, so its files load.
 
 import argparse
 import math
-import sys
 from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from cli import run
 
 
 class MyConv2d(nn.Module):
@@ -221,4 +222,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run(main)

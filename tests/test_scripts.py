@@ -347,3 +347,12 @@ def test_from_the_shell():
         "--plot",
     ):
         assert flag in helped.stdout
+
+
+def test_nobody_reads_on():
+    """As in `python models.py UNet | head -1`: no traceback."""
+    command = [sys.executable, "-u", "models.py", "UNet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
