@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import tempfile
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class UserError(Exception):
 
 def run(main):
     """Call main(argv) and exit: code 2 and one line for a UserError, 130 for Ctrl-C, 141 where nobody reads on."""
+    warnings.filterwarnings("ignore", module="PIL")  # of pictures that are odd, and read all the same
     try:
         main(sys.argv[1:])
         sys.stdout.flush()

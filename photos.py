@@ -1,7 +1,6 @@
 """Picture files of any kind: reading them, and folders of them as images to learn from."""
 
 import os
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -32,14 +31,12 @@ def read_picture(path):
     UserError where the file is no picture that Pillow reads.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image = ImageOps.exif_transpose(image)
-                alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-                return eight_bits(image).convert("RGB"), alpha
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = Image.MAX_IMAGE_PIXELS // 10**6
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+            return eight_bits(image).convert("RGB"), alpha
+    except Image.DecompressionBombError as error:
+        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
         raise UserError(f"{path}: has more than {limit} million pixels; scale it down first") from error
     except UnidentifiedImageError as error:  # whose message is the path again
         raise UserError(f"{path}: no picture, or of a format that Pillow does not read") from error

@@ -166,6 +166,13 @@ def test_names_are_never_overwritten_and_what_is_no_picture_is_named(tmp_path, c
     assert "no pictures" in fails(colorization.main, "--colorize", tmp_path / "empty", "--out-dir", out)
 
 
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    Image.new("RGB", (200, 100)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)
+    with pytest.raises(UserError, match=r"large\.png: has more than .* million pixels"):
+        photos.read_picture(tmp_path / "large.png")
+
+
 def test_strips_leave_no_seams(monkeypatch):
     differences = some_pictures(1, 8) - 0.5
     image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((70, 50))

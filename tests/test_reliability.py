@@ -14,16 +14,19 @@ import subprocess
 import sys
 import tarfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROWS, batch_bytes, handout_palette, smooth_images
+from PIL import Image
 
 import checkpoint
 import colorization
 import data
+import photos
 from cli import UserError
 from training import NotFinite, train_epoch
 
@@ -286,6 +289,12 @@ def plain_palette_bytes():
     return stream.getvalue()
 
 
+def picture_bytes(kind):
+    stream = io.BytesIO()
+    Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).save(stream, kind)
+    return stream.getvalue()
+
+
 PARSERS = {
     "batch": (batch, lambda: batch_bytes(smooth_images(2).reshape(2, -1), [3, 7]), 700),
     "archive": (archive, lambda: archive_bytes("w:gz"), 400),
@@ -293,6 +302,7 @@ PARSERS = {
     "plain palette": (data.load_palette, plain_palette_bytes, 500),
     "handout's palette": (data.load_palette, lambda: handout_palette(np.random.default_rng(0).random((5, 3))), 700),
     "checkpoint": (checkpoint.load_checkpoint, checkpoint_bytes, 400),
+    **{kind: (photos.read_picture, partial(picture_bytes, kind), 150) for kind in ("PNG", "TIFF", "GIF", "BMP")},
 }
 
 
