@@ -16,7 +16,7 @@ from flags import add_training_flags
 from metrics import report
 from plots import save_rows
 from runs import run_training
-from training import Examples, evaluate, predict, validation_examples
+from training import evaluate, evaluate_rows, predict, validation_examples
 
 MODEL = "RegressionCNN"
 
@@ -28,7 +28,7 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def rows_of(images, outputs):
+def rows_of(images, targets, outputs):
     """Return labeled rows of pictures (N, 3, H, W) in 0..1: what was given, what was made of it, the truth."""
     gray = network_input(images).expand(-1, 3, -1, -1)
     return {"gray input": gray, "prediction": outputs.clamp(0, 1), "truth": images.float() / 256}
@@ -37,7 +37,7 @@ def rows_of(images, outputs):
 def draw(path, title, net, valid):
     """Draw the first ten images."""
     images = valid.images[:10]
-    save_rows(path, title, rows_of(images, predict(net, images)))
+    save_rows(path, title, rows_of(images, images, predict(net, images)))
 
 
 def learning(images):
@@ -59,7 +59,8 @@ def train(args, device):
     net = build(MODEL, kernel, num_filters, 3).to(device)
     checkpoint = Checkpoint(net, MODEL, kernel, num_filters, data=describe_data(args))
     valid = run_training(args, checkpoint, learning, draw)
-    print_errors(checkpoint, valid.images, describe_data(args))
+    error, _ = evaluate(net, valid)
+    print_errors(error, valid.images, describe_data(args))
 
 
 def validate(args, device):
@@ -68,22 +69,20 @@ def validate(args, device):
     net = checkpoint.net.to(device)
     valid = validation_examples(args, learning, device)
     print(describe(checkpoint))
-    error = print_errors(checkpoint, valid.images, describe_data(args))
+    (error, _), rows = evaluate_rows(net, valid, rows_of)
+    print_errors(error, valid.images, describe_data(args))
     path = args.out_dir / "regressioncnn_valid.png"
-    draw(path, f"{MODEL}: mean squared error {error:.6f}", net, valid)
+    save_rows(path, f"{MODEL}: mean squared error {error:.6f}", {label: row[:10] for label, row in rows.items()})
     print(f"saved {path}")
-    rows = rows_of(valid.images, predict(net, valid.images))
-    report(args, {label: row.cpu() for label, row in rows.items()}, {"model": MODEL, "data": describe_data(args)})
+    report(args, rows, {"model": MODEL, "data": describe_data(args)})
 
 
-def print_errors(checkpoint, images, data):
-    """Print and return the network's mean squared error, beside that of the trivial answer."""
-    error, _ = evaluate(checkpoint.net, Examples(images, learning(images)))
+def print_errors(error, images, data):
+    """Print the network's mean squared error, beside that of the trivial answer."""
     print(
         f"{len(images):,} images of {data}: mean squared error {error:.6f} (RGB in [0, 1)); "
         f"copying the gray input to R, G and B gives {gray_copy_error(images):.6f}"
     )
-    return error
 
 
 def main(argv):

@@ -10,8 +10,6 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from checkpoint import CLASSIFIERS, Checkpoint, build, describe, load_from_flags
 from cli import UserError, check_writable, choose_device, number, run, seed_everything
 from colorize import colorize_files
@@ -21,7 +19,7 @@ from flags import add_training_flags
 from metrics import report
 from plots import save_rows
 from runs import run_training
-from training import evaluate, figures_in_words, predict, validation_examples
+from training import evaluate_rows, figures_in_words, predict, validation_examples
 
 
 def parse(argv):
@@ -107,11 +105,7 @@ def validate(args, device):
     checkpoint = load_classifier(args, device)
     net, palette = checkpoint.net, checkpoint.palette
     valid = validation_examples(args, partial(Quantizer, palette=palette), device)
-    batches = []
-    loss, accuracy = evaluate(
-        net, valid, also=lambda *batch: batches.append(rows_of(*batch, palette, args.temperature))
-    )
-    rows = {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
+    (loss, accuracy), rows = evaluate_rows(net, valid, partial(rows_of, palette=palette, temperature=args.temperature))
     figures = figures_in_words(loss, accuracy)
     print(f"{describe(checkpoint)}\n{len(valid.images):,} images of {describe_data(args)}: {figures}")
     path = args.out_dir / f"{checkpoint.model.lower()}_valid.png"

@@ -92,7 +92,7 @@ def save_photo(folder, source, image, alpha):
 
 def thumbnail(image):
     """Return a small copy of an image as a tensor (3, h, w) in 0..1."""
-    image = image.copy()
+    image = image.convert("RGB")  # a copy
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 256
 
@@ -113,13 +113,13 @@ def colorize_files(paths, folder, net, palette, working_size, decode, temperatur
             image, alpha = read_picture(file)
             differences = color_differences(net, palette, image, working_size, decode, temperature)
             colored = lay_over_photo(differences, image)
-            before, after = thumbnail(image), thumbnail(colored)
             tqdm.write(f"saved {save_photo(folder, file, colored, alpha)}")
         except UserError as error:
             failed += 1
             tqdm.write(str(error), file=sys.stderr)
             continue
         if len(sheet["before"]) < SHEET:
+            before, after = thumbnail(image), thumbnail(colored)
             for label, picture in zip(sheet, (before, before.mean(0, keepdim=True), after)):
                 sheet[label].append(picture)
     if sheet["before"]:

@@ -107,6 +107,16 @@ def evaluate(net, examples, batch_size=100, also=None):
     return tuple((sums / len(examples.images)).tolist())
 
 
+def evaluate_rows(net, examples, rows_of):
+    """Return (loss, accuracy) as evaluate() does, and labeled rows of all pictures, on the CPU.
+
+    rows_of(images, targets, outputs) makes the rows of one batch, each (N, 3, H, W).
+    """
+    batches = []
+    figures = evaluate(net, examples, also=lambda *batch: batches.append(rows_of(*batch)))
+    return figures, {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
+
+
 def augmented(images, ways):
     """Change images (N, 3, H, W) in the named `ways`, each at random: mirror, upside-down or not, shift by a pixel.
 

@@ -72,24 +72,31 @@ def epochs_of(flags):
 
 
 def finished(name):
+    """Return whether a run has drawn its last picture."""
     return any((RUNS / name).glob("*_images.png"))
 
 
-def train(name, flags, data_flags, threads):
+def script(*command, **environment):
+    """Run a script of the package, silently; end with its error where it fails."""
+    command = [sys.executable, *map(str, command)]
+    done = subprocess.run(command, cwd=PROJECT, env=os.environ | environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def train(name, flags, data_flags, environment):
     """Train one run, or go on with it."""
     folder = RUNS / name
     resume = ["--resume"] if any(folder.glob("*.state")) else []
-    command = [sys.executable, "colorization.py", "--holdout", 500, *flags, "--out-dir", folder, *data_flags, *resume]
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    done = subprocess.run([*map(str, command)], cwd=PROJECT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr.strip()}")
+    flags = ["--holdout", 500, *flags, "--out-dir", folder, *data_flags, *resume]
+    script("colorization.py", *flags, **environment)
 
 
 def train_all(missing, data_flags, jobs):
     """Train what is missing, so many runs at a time."""
+    environment = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
     with ThreadPoolExecutor(jobs) as pool:
-        each = [pool.submit(train, name, flags, data_flags, 1 if jobs > 1 else None) for name, flags in missing.items()]
+        each = [pool.submit(train, name, flags, data_flags, environment) for name, flags in missing.items()]
         for job in tqdm(each, unit="run", disable=None):
             job.result()
 
@@ -149,10 +156,9 @@ def shipped_pictures(data_flags):
     """Print what a person sees of the shipped networks' pictures, on the test horses."""
     rows = []
     for model in ("RegressionCNN", *CLASSIFIERS):
-        script = ["colorization.py", "--model", model] if model in CLASSIFIERS else ["color_regression.py"]
-        out, figures = RUNS / "shipped", RUNS / "shipped" / f"{model}.json"
-        command = [sys.executable, *script, "--valid", "--json", figures, "--out-dir", out, *data_flags]
-        subprocess.run([*map(str, command)], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
+        command = ["colorization.py", "--model", model] if model in CLASSIFIERS else ["color_regression.py"]
+        figures = RUNS / "shipped" / f"{model}.json"
+        script(*command, "--valid", "--json", figures, "--out-dir", figures.parent, *data_flags)
         for label, row in json.loads(figures.read_text())["pictures"].items():
             if "prediction" in label or model == "UNet":
                 values = [row[name]["all"] for name in ("psnr", "ssim", "ciede2000", "colorfulness", "balanced_auc")]
@@ -170,8 +176,7 @@ def rebalanced_pictures(data_flags):
         for seed in SEEDS:
             folder = RUNS / f"{short(name)}_{seed}"
             flags = ["--valid", "--holdout", 500, "--checkpoint", folder / file_name("UNet", 3, 32)]
-            command = [sys.executable, "colorization.py", *flags, "--json", folder / "valid.json", "--out-dir", folder]
-            subprocess.run([*map(str, command), *map(str, data_flags)], cwd=PROJECT, check=True, capture_output=True)
+            script("colorization.py", *flags, "--json", folder / "valid.json", "--out-dir", folder, *data_flags)
             content = json.loads((folder / "valid.json").read_text())
             smooth = content["pictures"]["smooth prediction"]
             figures = [smooth[key]["all"] for key in ("balanced_auc", "colorfulness", "psnr")]
@@ -279,8 +284,7 @@ def activation_sheets(data_flags):
     """Draw the feature maps of test image 3, an early, a middle and a late stage of CNN and UNet."""
     for model in ("CNN", "UNet"):
         out = RUNS / "activations"
-        command = [sys.executable, "activations.py", "3", "--model", model, "--out-dir", out, *data_flags]
-        subprocess.run([*map(str, command)], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
+        script("activations.py", 3, "--model", model, "--out-dir", out, *data_flags)
         for stage in ("0_image", "1_downconv1", "3_rfconv", "5_upconv2"):
             source = out / f"activations_{model.lower()}_3" / f"{stage}.png"
             shutil.copyfile(source, PICTURES / f"{model.lower()}_{stage}.png")
