@@ -24,7 +24,6 @@ MODEL = "RegressionCNN"
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_flags(parser, epochs=None)
-    parser.set_defaults(rebalance=False)
     return parser.parse_args(argv)
 
 

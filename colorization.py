@@ -10,16 +10,25 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from checkpoint import CLASSIFIERS, Checkpoint, build, describe, load_from_flags
 from cli import UserError, check_writable, choose_device, number, run, seed_everything
 from colorize import colorize_files
 from data import Quantizer, describe_data, network_input, palette_for
-from decoding import TEMPERATURE, colors_of_labels, lay_over, palette_picture, smooth_picture
+from decoding import TEMPERATURE, color_error, colors_of_labels, lay_over, palette_picture, smooth_picture
 from flags import add_training_flags
 from metrics import report
 from plots import save_rows
 from runs import run_training
-from training import evaluate_rows, figures_in_words, predict, validation_examples
+from training import (
+    class_weights,
+    evaluate_rows,
+    figures_in_words,
+    loss_and_accuracy,
+    predict,
+    validation_examples,
+)
 
 
 def parse(argv):
@@ -59,6 +68,14 @@ def parse(argv):
         help="of the smooth prediction: toward 0 bolder colors, toward 1 and above calmer ones (%(default)s)",
     )
     parser.add_argument(
+        "--picture-weight",
+        type=number(float, 0, 1e6, "a weight"),
+        default=0,
+        metavar="W",
+        help="add W times the squared error of the smooth prediction's colors to the loss: truer pictures, fewer "
+        "pixels right (%(default)s)",
+    )
+    parser.add_argument(
         "--rebalance",
         action="store_true",
         help="weigh rare colors up in the loss: bolder pictures, fewer pixels right (Zhang et al. 2016)",
@@ -85,6 +102,20 @@ def draw(path, title, net, valid, palette, temperature):
     save_rows(path, title, rows_of(images, valid.targets_of(images), predict(net, images), palette, temperature))
 
 
+def criterion_for(examples, args, palette):
+    """Return what training learns from, for train_epoch()."""
+    weights = class_weights(examples, len(palette)) if args.rebalance else None
+    colors = torch.as_tensor(palette, dtype=torch.float32, device=examples.images.device)
+
+    def criterion(logits, labels, images):
+        loss, accuracy = loss_and_accuracy(logits, labels, weights)
+        if args.picture_weight:
+            loss = loss + args.picture_weight * color_error(logits, colors, images, args.temperature)
+        return loss, accuracy
+
+    return criterion
+
+
 def train(args, device):
     """Train a new network; write its checkpoint, figures and pictures."""
     model, kernel, num_filters = args.model or "UNet", args.kernel or 3, args.num_filters or 32
@@ -97,6 +128,7 @@ def train(args, device):
         checkpoint,
         partial(Quantizer, palette=palette),
         partial(draw, palette=palette, temperature=args.temperature),
+        partial(criterion_for, args=args, palette=palette),
     )
 
 

@@ -22,9 +22,25 @@ def smooth_picture(logits, palette, gray, temperature=TEMPERATURE):
     approaches the most probable color, 1 is the expectation. (N, K, H, W), (K, 3) and
     (N, 1, H, W) -> (N, 3, H, W), float32 in 0..1.
     """
+    return lay_over(mean_colors(logits, palette, temperature).permute(0, 3, 1, 2), gray)
+
+
+def mean_colors(logits, palette, temperature):
+    """Return the annealed mean itself: (N, K, H, W) and (K, 3) -> (N, H, W, 3) float32 in 0..1."""
     probabilities = (logits.permute(0, 2, 3, 1) / temperature).softmax(3)  # (N, H, W, K), no copy for channels-last
-    palette = torch.as_tensor(palette, dtype=torch.float32, device=logits.device)
-    return lay_over((probabilities @ palette).permute(0, 3, 1, 2), gray)
+    return probabilities @ torch.as_tensor(palette, dtype=torch.float32, device=logits.device)
+
+
+def color_error(logits, palette, images, temperature):
+    """Return the mean squared error of the smooth picture's color differences, over RGB in [0, 1).
+
+    It is that of smooth_picture() where all differences fit: (N, K, H, W), (K, 3) and
+    uint8 images (N, 3, H, W) -> (). The gray is given, and adds nothing.
+    """
+    predicted = mean_colors(logits, palette, temperature)
+    wanted = images.permute(0, 2, 3, 1).float() / 256
+    errors = predicted - predicted.mean(3, keepdim=True) - wanted + wanted.mean(3, keepdim=True)
+    return errors.square().mean()
 
 
 def lay_over(colors, gray):

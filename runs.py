@@ -15,9 +15,9 @@ from cli import UserError, check_writable, replacing, write_json
 from data import load_other_classes
 from plots import save_curve
 from training import (
-    class_weights,
     examples_on,
     figures_in_words,
+    plain_criterion,
     train,
     training_examples,
     validation_examples,
@@ -27,10 +27,11 @@ STATE_FORMAT = "colorization training state 1"
 FINE_TUNING_RATE = 0.3  # of the peak learning rate, for the category's own epochs after --pretrain
 
 
-def run_training(args, checkpoint, learning, draw):
+def run_training(args, checkpoint, learning, draw, criterion_for=lambda examples: plain_criterion):
     """Train the checkpoint's network as the flags say, and write all that comes of it.
 
-    learning(images) returns their targets_of; draw(path, title, net, valid) the pictures.
+    learning(images) returns their targets_of; draw(path, title, net, valid) the pictures;
+    criterion_for(examples) returns what train_epoch() learns from.
     After every epoch: its figures to the screen and a CSV file, the checkpoint, the
     best one so far, and the state that --resume goes on from. At the end: the curve
     and the pictures. Returns the validation examples.
@@ -76,8 +77,7 @@ def run_training(args, checkpoint, learning, draw):
             draw(args.out_dir / f"{path.stem}_epoch{row['epoch']:03}.png", title, net, valid)
 
     try:
-        weights = class_weights(examples, len(checkpoint.palette)) if args.rebalance else None
-        train_in_stages(args, net, learning, examples, valid, weights, resumed, log)
+        train_in_stages(args, net, learning, examples, valid, criterion_for(examples), resumed, log)
     except KeyboardInterrupt:
         if not history:
             raise KeyboardInterrupt("stopped before the first epoch was complete: nothing is saved") from None
@@ -96,10 +96,10 @@ def run_training(args, checkpoint, learning, draw):
     return valid
 
 
-def train_in_stages(args, net, learning, examples, valid, weights, resumed, log):
+def train_in_stages(args, net, learning, examples, valid, criterion, resumed, log):
     """Train on all classes where --pretrain asks for it, then on the category's own images."""
     done = resumed[0] if resumed else 0
-    settings = {"batch_size": args.batch_size, "augment": args.augment, "weights": weights, "log": log}
+    settings = {"batch_size": args.batch_size, "augment": args.augment, "criterion": criterion, "log": log}
     learn_rate = args.learn_rate
     if args.pretrain:
         if done <= args.pretrain:
@@ -118,7 +118,9 @@ def train_in_stages(args, net, learning, examples, valid, weights, resumed, log)
 
 def settings_of(args, checkpoint):
     """Return what a resumed run must have in common with the stopped one, by the names of the flags."""
-    names = ("epochs", "pretrain", "batch_size", "learn_rate", "augment", "seed", "holdout", "keep", "rebalance")
+    names = ["epochs", "pretrain", "batch_size", "learn_rate", "augment", "seed", "holdout", "keep"]
+    if checkpoint.palette is not None:
+        names += ["rebalance", "picture_weight"] + ["temperature"] * bool(args.picture_weight)
     network = {"model": checkpoint.model, "kernel": checkpoint.kernel, "num_filters": checkpoint.num_filters}
     palette = None if checkpoint.palette is None else checkpoint.palette.tolist()
     return network | {name: getattr(args, name) for name in names} | {"data": checkpoint.data, "colors": palette}

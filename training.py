@@ -239,11 +239,17 @@ class Learner:
             torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
-def train_epoch(learner, learn_rates, examples, batch_size, ways, weights=None):
+def plain_criterion(outputs, targets, images):
+    """Return the loss to learn from, and the accuracy, as loss_and_accuracy() has them."""
+    return loss_and_accuracy(outputs, targets)
+
+
+def train_epoch(learner, learn_rates, examples, batch_size, ways, criterion=plain_criterion):
     """Pass once over all examples in random order; return the mean (loss, accuracy) along the way.
 
     `learn_rates` is an iterator over the steps' learning rates, `ways` are those of
-    augmented(), and `weights` (K,) the colors' in the loss. Raises NotFinite.
+    augmented(), and criterion(outputs, targets, images) gives a batch's loss and accuracy.
+    Raises NotFinite.
     """
     learner.trained.train()
     device = examples.images.device
@@ -252,7 +258,7 @@ def train_epoch(learner, learn_rates, examples, batch_size, ways, weights=None):
     for chosen in tqdm(order.split(batch_size), leave=False, disable=None, unit="step"):
         images = augmented(examples.images[chosen], ways)
         outputs = learner.trained(network_input(images))
-        loss, accuracy = loss_and_accuracy(outputs, examples.targets_of(images), weights)
+        loss, accuracy = criterion(outputs, examples.targets_of(images), images)
         learner.step(loss, next(learn_rates))
         figures.append(torch.stack([loss.detach(), accuracy]))
         counts.append(len(chosen))
@@ -267,12 +273,23 @@ class NotFinite(Exception):
 
 
 def train(
-    net, examples, valid, *, epochs, batch_size, learn_rate, augment, log, weights=None, first_epoch=1, resumed=None
+    net,
+    examples,
+    valid,
+    *,
+    epochs,
+    batch_size,
+    learn_rate,
+    augment,
+    log,
+    criterion=plain_criterion,
+    first_epoch=1,
+    resumed=None,
 ):
     """Train with Adam under a one-cycle learning rate; the network ends with averaged weights.
 
     The examples are on the network's device; `augment` names ways of augmented(), and
-    `weights` (K,) are the colors' in the loss of training. Epochs count from `first_epoch`.
+    `criterion` is that of train_epoch(). Epochs count from `first_epoch`.
     Calls log(row, state) after each, with a dict of its figures and the learner's state.
     `resumed`, (epoch, state), goes on after that epoch. Raises UserError if the loss
     is not finite.
@@ -289,7 +306,7 @@ def train(
     for epoch in range(first_epoch + done, first_epoch + epochs):
         start = time.perf_counter()
         try:
-            train_loss, train_accuracy = train_epoch(learner, learn_rates, examples, batch_size, augment, weights)
+            train_loss, train_accuracy = train_epoch(learner, learn_rates, examples, batch_size, augment, criterion)
         except NotFinite as error:
             raise UserError(
                 f"the loss is no longer finite in step {error} of epoch {epoch}; the checkpoint is of the epoch "

@@ -20,7 +20,7 @@ import metrics
 import photos
 from checkpoint import Checkpoint, build, save_checkpoint
 from cli import UserError
-from decoding import lay_over, palette_picture, smooth_picture
+from decoding import color_error, lay_over, palette_picture, smooth_picture
 
 PALETTE = np.array([[0.1, 0.1, 0.1], [0.9, 0.3, 0.3], [0.2, 0.3, 0.7]])
 
@@ -40,6 +40,18 @@ def test_decoding_by_hand():
     assert torch.allclose(smooth_picture(logits, PALETTE, gray).flatten(), torch.tensor(expected).float(), atol=1e-6)
     cold = smooth_picture(logits, PALETTE, gray, 0.01)
     assert torch.allclose(cold, lay_over(palette_picture(logits, PALETTE), gray), atol=1e-6)
+
+
+def test_color_error_is_that_of_the_smooth_picture():
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(110, 146, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)  # any difference fits
+    logits = torch.randn(2, 3, 8, 8, generator=generator)
+    gray = images.float().mean(1, keepdim=True) / 256
+    picture = smooth_picture(logits, PALETTE, gray, 0.7)
+    expected = (picture - images.float() / 256).square().mean().item()
+    assert color_error(logits, PALETTE, images, 0.7).item() == pytest.approx(expected, rel=1e-5)
+    shifted = images + 20  # the gray does not matter
+    assert color_error(logits, PALETTE, shifted, 0.7).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_gray_given_is_kept_and_every_value_possible():
@@ -240,10 +252,11 @@ def test_validation_writes_every_images_figures(cifar, small_palette, capsys):
     assert figures["pictures"]["gray input"]["colorfulness"]["all"] == 0
 
 
-def test_rebalancing_changes_what_is_learned(cifar, small_palette):
+@pytest.mark.parametrize("flags", [["--rebalance"], ["--picture-weight", "100"]])
+def test_other_losses_change_what_is_learned(cifar, small_palette, flags):
     weights = []
-    for flags in ([], ["--rebalance"]):
-        colorization.main(["-e", "1", "-b", "10", "-f", "4", "-c", str(small_palette), *flags])
+    for more in ([], flags):
+        colorization.main(["-e", "1", "-b", "10", "-f", "4", "-c", str(small_palette), *more])
         weights.append(torch.load("outputs/unet_k3_f4.pkl", weights_only=True)["state_dict"]["finalconv.weight"])
     assert not torch.equal(*weights)
 
