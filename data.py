@@ -35,6 +35,7 @@ ROWS = 10_000
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 FOLDER = "cifar-10-batches-py"
+FEW = 50_000  # images, that may be read through before a run begins
 TIMEOUT = 30  # seconds of silence that end a download
 TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
 TEST_FILES = ["test_batch"]
@@ -45,9 +46,9 @@ def add_data_flags(parser):
     parser.add_argument(
         "--data",
         default="cifar10",
-        metavar="NAME|FOLDER",
+        metavar="NAME|PATH",
         help="cifar10, or sample: crops of two photographs that come with scikit-learn, offline; or a folder "
-        "of pictures (%(default)s)",
+        "of pictures, or a .npy file of uint8 (N, 3, 32, 32), which may outgrow memory (%(default)s)",
     )
     parser.add_argument(
         "--data-dir",
@@ -71,9 +72,37 @@ def load_images(args, train):
         return sample_images(train)
     if args.data == "cifar10":
         return cifar10_images(args.data_dir, CLASSES if args.category == "all" else [args.category], train)
+    if Path(args.data).suffix == ".npy":
+        return array_images(args.data, train)
     if not Path(args.data).is_dir():
-        raise UserError(f"--data {args.data}: neither cifar10 nor sample, and no folder of pictures")
+        raise UserError(f"--data {args.data}: neither cifar10 nor sample, and no folder of pictures or .npy file")
     return folder_images(args.data, train, SIZE)
+
+
+def array_images(path, train):
+    """Return the images of an .npy file to train on or to validate by, uint8 (N, 3, 32, 32), left on the disk.
+
+    The last tenth is for validation, at most 10,000 of them. The file is mapped into
+    memory: what is read of it the system may drop again. Raises UserError.
+    """
+    try:
+        array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch wants it writable
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror or error})") from error
+    except Exception as error:  # a broken file raises anything
+        raise UserError(f"{path}: not an array of numpy's, or cut short ({error})") from error
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (3, SIZE, SIZE):
+        was = f"{array.dtype} of shape {array.shape}"
+        raise UserError(f"{path}: not uint8 of shape (N, 3, {SIZE}, {SIZE}) but {was}; save it so with numpy.save")
+    if len(array) < 20:
+        raise UserError(f"{path}: has {len(array)} images; 20 are the least to train on and to validate by")
+    count = min(len(array) // 10, 10_000)
+    return torch.from_numpy(array[:-count] if train else array[-count:])
+
+
+def sample_of(images, most=FEW):
+    """Return images, or where they are more than `most`, no more of them, evenly spaced."""
+    return images[:: -(-len(images) // most)]
 
 
 def load_other_classes(args):
@@ -311,15 +340,16 @@ def nearest_color(colors, palette):
 
     Of equally near palette colors the lower index wins. Exact, in float64.
     """
-    labels = np.empty(len(colors), np.uint8)
-    distances = np.empty(len(colors))
-    for start in range(0, len(colors), 1 << 14):  # what stays in the processor's cache
-        part = colors[start : start + (1 << 14)]
-        squares = sum((part[:, c, None] - palette[None, :, c]) ** 2 for c in range(3))  # (M, K)
-        best = squares.argmin(1)
-        labels[start : start + len(part)] = best
-        distances[start : start + len(part)] = np.sqrt(squares[np.arange(len(part)), best])
-    return labels, distances
+    labels, distances = np.zeros(len(colors), np.uint8), np.full(len(colors), np.inf)
+    for start in range(0, len(colors), 1 << 13):  # what stays in the processor's cache
+        part = slice(start, start + (1 << 13))
+        red, green, blue = np.ascontiguousarray(colors[part].T)
+        nearest, least = labels[part], distances[part]
+        for label, (r, g, b) in enumerate(palette):
+            square = (red - r) ** 2 + (green - g) ** 2 + (blue - b) ** 2
+            np.copyto(nearest, label, where=square < least)
+            np.minimum(least, square, out=least)
+    return labels, np.sqrt(distances)
 
 
 def distinct_colors(images):
@@ -336,15 +366,19 @@ class Quantizer:
     """Finds the nearest palette color of every pixel, by way of a table of all 2^24 colors.
 
     Only the colors that occur in `images`, uint8 (N, 3, H, W), are looked up, each once;
-    the table is kept on their device.
+    of very many images, whose reading would take longer, all colors are. The table is
+    kept on their device.
     """
 
     def __init__(self, images, palette):
         table = torch.zeros(1 << 24, dtype=torch.uint8)
-        for part in images.split(4096):
-            table[color_codes(part).cpu()] = 1
-        codes = table.nonzero()[:, 0]
-        table[codes] = torch.from_numpy(nearest_color(colors_of(codes.numpy()), palette)[0])
+        if len(images) > FEW:
+            table.fill_(1)
+        else:
+            for part in images.split(4096):
+                table[color_codes(part).cpu()] = 1
+        for codes in table.nonzero()[:, 0].split(1 << 20):
+            table[codes] = torch.from_numpy(nearest_color(colors_of(codes.numpy()), palette)[0])
         self.table = table.to(images.device)
 
     def __call__(self, images):
@@ -433,7 +467,7 @@ def palette_for(args):
     if args.data == "cifar10" and shipped.exists():
         return load_palette(shipped)
     print(f"fitting a palette of {colors} colors to the training images", flush=True)
-    return fit_palette(load_images(args, train=True), int(colors), getattr(args, "seed", 0))[0]
+    return fit_palette(sample_of(load_images(args, train=True)), int(colors), getattr(args, "seed", 0))[0]
 
 
 def main(argv):
@@ -459,7 +493,7 @@ def main(argv):
     if args.data != "cifar10" and not args.output:
         raise UserError(f"--data {args.data} needs --output FILE: the palettes in color/ are those of CIFAR-10")
 
-    palette, distance = fit_palette(load_images(args, train=True), args.colors, args.seed)
+    palette, distance = fit_palette(sample_of(load_images(args, train=True)), args.colors, args.seed)
     with replacing(output) as file:
         np.save(file, palette, allow_pickle=False)
     print(f"mean distance of a pixel to its color: {distance:.5f} (RGB, byte / 256)")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from cli import write_json
-from data import load_images
+from data import load_images, sample_of
 from decoding import lay_over
 
 QUICK = {"psnr": "PSNR (dB)", "colorfulness": "colorfulness"}
@@ -120,7 +120,7 @@ def report(args, rows, about):
     the dict `about` holds.
     """
     if args.json:
-        mean = load_images(args, train=True).mean((0, 2, 3), dtype=torch.float32) / 256
+        mean = sample_of(load_images(args, train=True)).mean((0, 2, 3), dtype=torch.float32) / 256
         gray = rows["gray input"][:, :1]
         rows = rows | {"mean training color": lay_over(mean.view(1, 3, 1, 1), gray)}
     figures = measure(rows, rows["truth"], thorough=args.json)

@@ -12,7 +12,7 @@ import torch
 
 from checkpoint import describe, file_name, load_checkpoint, read_torch_file, save_checkpoint, write_torch_file
 from cli import UserError, check_writable, replacing, write_json
-from data import load_other_classes
+from data import load_other_classes, sample_of
 from plots import save_curve
 from training import (
     examples_on,
@@ -165,6 +165,6 @@ def record_of(args, checkpoint, examples):
         "threads": torch.get_num_threads(),
         "seed": args.seed,
         "data": checkpoint.data,
-        "data_sha256": hashlib.sha256(examples.images.cpu().numpy()).hexdigest(),
+        "data_sha256": hashlib.sha256(sample_of(examples.images).cpu().contiguous().numpy()).hexdigest(),
         "palette": None if checkpoint.palette is None else checkpoint.palette.tolist(),
     }

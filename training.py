@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from cli import UserError
-from data import load_images, network_input
+from data import load_images, network_input, sample_of
 
 AUGMENTATIONS = ("mirror", "upside-down", "shift-x", "shift-y")
 
@@ -61,7 +61,7 @@ def class_weights(examples, num_colors, uniform=0.5):
     One over the color's share of the pixels mixed with the same share for all (Zhang et
     al. 2016, equation 4, λ = `uniform`; a palette's colors need no smoothing over bins).
     """
-    parts = examples.images.split(1000)
+    parts = sample_of(examples.images).split(1000)
     counts = sum(torch.bincount(examples.targets_of(part).flatten(), minlength=num_colors) for part in parts)
     shares = counts / counts.sum()
     weights = 1 / ((1 - uniform) * shares + uniform / num_colors)

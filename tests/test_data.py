@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROWS, Payload, batch_bytes, handout_palette, hostile_palette, smooth_images, write_archive
 
+import colorization
 import data
 from cli import UserError
 
@@ -39,6 +40,58 @@ def test_quantizer_with_many_colors_and_any_size():
     palette = np.random.default_rng(1).random((256, 3))
     images = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (2, 3, 8, 12)).astype(np.uint8))
     assert (data.Quantizer(images, palette)(images).numpy() == brute_force(images, palette)).all()
+
+
+def test_of_very_many_images_every_color_has_its_label(monkeypatch):
+    monkeypatch.setattr(data, "FEW", 2)
+    palette = np.array([[0, 0, 0], [0.25, 0.5, 0.75], [0.9, 0.9, 0.9]])
+    quantizer = data.Quantizer(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), palette)
+    unseen = torch.from_numpy(smooth_images(2))
+    assert (quantizer(unseen).numpy() == brute_force(unseen, palette)).all()
+
+
+def test_samples_are_evenly_spaced():
+    images = torch.arange(10)
+    assert data.sample_of(images, 10).equal(images)
+    assert data.sample_of(images, 9).tolist() == [0, 2, 4, 6, 8]
+    assert data.sample_of(images, 3).tolist() == [0, 4, 8]
+
+
+def test_an_array_file_is_trained_on_from_the_disk(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    images = smooth_images(40)
+    np.save("mine.npy", images)
+    for train, expected in ((True, images[:36]), (False, images[36:])):
+        mapped = data.array_images("mine.npy", train)
+        assert np.array_equal(mapped.numpy(), expected)
+        mapped[0] = 0  # stays in memory
+    assert np.array_equal(np.load("mine.npy"), images)
+    colorization.main(["--data", "mine.npy", "-c", "4", "-e", "1", "-f", "2", "-b", "8"])
+    assert "36 training and 4 validation images of the pictures of mine.npy" in capsys.readouterr().out
+    colorization.main(["--data", "mine.npy", "--valid", "--checkpoint", "outputs/unet_k3_f2.pkl"])
+    assert "4 images of the pictures of mine.npy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((30, 3, 32, 32)), "float64 of shape (30, 3, 32, 32)"),
+        (np.zeros((30, 32, 32, 3), np.uint8), "uint8 of shape (30, 32, 32, 3)"),
+        (np.zeros((19, 3, 32, 32), np.uint8), "has 19 images"),
+        (np.zeros(3, object), "not an array of numpy's"),
+        (None, "cannot read it"),
+        ("cut", "cut short"),
+    ],
+)
+def test_array_files_that_will_not_do(tmp_path, fails, array, said):
+    path = tmp_path / "mine.npy"
+    if isinstance(array, np.ndarray):
+        np.save(path, array)
+    elif array == "cut":
+        np.save(path, smooth_images(30))
+        path.write_bytes(path.read_bytes()[:-1000])
+    error = fails(colorization.main, "--data", path, "--out-dir", tmp_path)
+    assert said in error and str(path) in error
 
 
 def test_gray_is_the_mean_over_256():
