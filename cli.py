@@ -34,8 +34,14 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own last flush
         sys.exit(141)
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        which = f" (process {os.environ['RANK']})" if os.environ.get("RANK", "0") != "0" else ""
+        print(f"{Path(sys.argv[0]).name}{which}: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if "RANK" not in os.environ or not any(name in str(error) for name in ("gloo", "NCCL", "Connection closed")):
+            raise
+        print(f"{Path(sys.argv[0]).name}: another process ended or fell silent, so this one ends", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt as stop:
         print(f"\n{Path(sys.argv[0]).name}: {stop or 'stopped by Ctrl-C'}", file=sys.stderr)
         sys.exit(130)

@@ -9,8 +9,9 @@ import argparse
 
 import torch.nn.functional as F
 
+import processes
 from checkpoint import Checkpoint, build, describe, load_from_flags
-from cli import choose_device, run, seed_everything
+from cli import run, seed_everything
 from data import describe_data, network_input
 from flags import add_training_flags
 from metrics import report
@@ -86,11 +87,13 @@ def print_errors(error, images, data):
 
 def main(argv):
     args = parse(argv)
-    device = choose_device(args.device)
+    device = processes.join(args.device)
     if args.valid or args.epochs is None:
+        processes.refuse_several("--valid")
         validate(args, device)
     else:
         train(args, device)
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
+import processes
 from checkpoint import CLASSIFIERS, Checkpoint, build, describe, load_from_flags
-from cli import UserError, check_writable, choose_device, number, run, seed_everything
+from cli import UserError, check_writable, number, run, seed_everything
 from colorize import colorize_files
 from data import Quantizer, describe_data, network_input, palette_for
 from decoding import TEMPERATURE, color_error, colors_of_labels, lay_over, palette_picture, smooth_picture
@@ -175,13 +176,16 @@ def load_classifier(args, device):
 
 def main(argv):
     args = parse(argv)
-    device = choose_device(args.device)
+    device = processes.join(args.device)
+    if args.colorize or args.valid:
+        processes.refuse_several("--colorize" if args.colorize else "--valid")
     if args.colorize:
         colorize(args, device)
     elif args.valid:
         validate(args, device)
     else:
         train(args, device)
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from cli import PROJECT, UserError, number, replacing, run
 from photos import folder_images
+from processes import first_goes_first
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SIZE = 32
@@ -203,7 +204,8 @@ def read_batch(path):
 
 def cifar10_images(data_dir, categories, train):
     """Return CIFAR-10's training or test images of the named classes, uint8 (N, 3, 32, 32)."""
-    folder = cifar10_folder(data_dir)
+    with first_goes_first():
+        folder = cifar10_folder(data_dir)
     wanted = [CLASSES.index(name) for name in categories]
     kept = []
     for name in TRAIN_FILES if train else TEST_FILES:

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import torch
 
+import processes
 from checkpoint import describe, file_name, load_checkpoint, read_torch_file, save_checkpoint, write_torch_file
 from cli import UserError, check_writable, replacing, write_json
 from data import load_other_classes, sample_of
@@ -49,16 +50,22 @@ def run_training(args, checkpoint, learning, draw, criterion_for=lambda examples
     valid = validation_examples(args, learning, device)
     if args.batch_size > len(examples.images):
         raise UserError(f"--batch-size {args.batch_size}: there are only {len(examples.images):,} training images")
+    if args.batch_size < processes.count():
+        raise UserError(f"--batch-size {args.batch_size}: fewer images a step than the {processes.count()} processes")
     last_epoch = args.pretrain + args.epochs
     settings = settings_of(args, checkpoint)
     history, resumed = load_state(state_path, settings, last_epoch) if args.resume else ([], None)
+    several = f" in {processes.count()} processes" if processes.count() > 1 else ""
     counts = f"{len(examples.images):,} training and {len(valid.images):,} validation images"
-    print(f"{describe(checkpoint)}\n{counts} of {checkpoint.data}, on {device}", flush=True)
+    print(f"{describe(checkpoint)}\n{counts} of {checkpoint.data}, on {device}{several}", flush=True)
 
     record = record_of(args, checkpoint, examples)
 
     def log(row, state):
         rows = [*history, row]
+        if processes.rank():
+            history.append(row)
+            return
         checkpoint.epoch, checkpoint.figures = row["epoch"], row
         is_best = row["valid_loss"] == min(earlier["valid_loss"] for earlier in rows)
         if is_best:
@@ -85,6 +92,8 @@ def run_training(args, checkpoint, learning, draw, criterion_for=lambda examples
             f"stopped; epoch {len(history)} of {last_epoch} is saved, and the same command with --resume goes on"
         ) from None
 
+    if processes.rank():
+        return valid
     if args.keep == "best":
         checkpoint = load_checkpoint(path)
         checkpoint.net.to(device)
@@ -163,6 +172,7 @@ def record_of(args, checkpoint, examples):
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
         "seed": args.seed,
         "data": checkpoint.data,
         "data_sha256": hashlib.sha256(sample_of(examples.images).cpu().contiguous().numpy()).hexdigest(),

@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
+import processes
 from cli import UserError
 from data import load_images, network_input, sample_of
 
@@ -96,14 +98,18 @@ def predict(net, images, batch_size=100):
 def evaluate(net, examples, batch_size=100, also=None):
     """Return (loss, accuracy) over all images in evaluation mode, exact for any batch size.
 
-    `also`, where given, is called with the images, targets and outputs of each batch.
+    Several processes share the images. `also`, where given, is called with the images,
+    targets and outputs of each batch; each process then goes through all.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=examples.images.device)
-    for images in examples.images.split(batch_size):
+    mine = examples.images if also else examples.images[processes.rank() :: processes.count()]
+    for images in mine.split(batch_size) if len(mine) else ():
         outputs, targets = predict(net, images, batch_size), examples.targets_of(images)
         sums += len(images) * torch.stack(loss_and_accuracy(outputs, targets))
         if also:
             also(images, targets, outputs)
+    if not also:
+        sums = processes.summed(sums)
     return tuple((sums / len(examples.images)).tolist())
 
 
@@ -203,11 +209,19 @@ def keep_freed_memory():
 
 
 class Learner:
-    """A network in training: `trained` takes the optimizer's steps, `net` holds their average."""
+    """A network in training: `trained` takes the optimizer's steps, `net` holds their average.
+
+    `forward` is `trained`, which with several processes averages their gradients. Batch
+    norm's statistics are then on CUDA those of the whole batch, on the CPU the first process's.
+    """
 
     def __init__(self, net):
         self.net = net
-        self.trained = copy.deepcopy(net)
+        self.trained = self.forward = copy.deepcopy(net)
+        if processes.count() > 1:
+            if next(net.parameters()).is_cuda:
+                self.trained = nn.SyncBatchNorm.convert_sync_batchnorm(self.trained)
+            self.forward = nn.parallel.DistributedDataParallel(self.trained)
         self.optimizer = Adam(self.trained.parameters())
 
     def step(self, loss, learn_rate):
@@ -249,20 +263,25 @@ def train_epoch(learner, learn_rates, examples, batch_size, ways, criterion=plai
 
     `learn_rates` is an iterator over the steps' learning rates, `ways` are those of
     augmented(), and criterion(outputs, targets, images) gives a batch's loss and accuracy.
-    Raises NotFinite.
+    Each process learns from its part of every batch. Raises NotFinite.
     """
-    learner.trained.train()
+    learner.forward.train()
     device = examples.images.device
-    order = torch.randperm(len(examples.images), device=device)
+    order = processes.of_first(torch.randperm(len(examples.images), device=device))
+    if processes.rank():  # else all would augment alike; anew in every epoch, so that --resume need not know
+        torch.manual_seed(int(order[0]) * processes.count() + processes.rank())
     figures, counts = [], []
-    for chosen in tqdm(order.split(batch_size), leave=False, disable=None, unit="step"):
+    for batch in tqdm(order.split(batch_size), leave=False, disable=True if processes.rank() else None, unit="step"):
+        chosen = batch[processes.rank() :: processes.count()]
+        share = len(chosen) / len(batch)
+        chosen = chosen if len(chosen) else batch[:1]  # a last batch of fewer images than processes: counts nothing
         images = augmented(examples.images[chosen], ways)
-        outputs = learner.trained(network_input(images))
+        outputs = learner.forward(network_input(images))
         loss, accuracy = criterion(outputs, examples.targets_of(images), images)
-        learner.step(loss, next(learn_rates))
-        figures.append(torch.stack([loss.detach(), accuracy]))
-        counts.append(len(chosen))
-    figures = torch.stack(figures).double().cpu()  # (steps, 2)
+        learner.step(loss * (share * processes.count()) if processes.count() > 1 else loss, next(learn_rates))
+        figures.append(torch.stack([loss.detach(), accuracy]) * share)
+        counts.append(len(batch))
+    figures = processes.summed(torch.stack(figures).double()).cpu()  # (steps, 2)
     if not figures[:, 0].isfinite().all():
         raise NotFinite(figures[:, 0].isfinite().int().argmin().item() + 1)
     return tuple((figures * torch.tensor(counts)[:, None]).sum(0).div(sum(counts)).tolist())
@@ -312,6 +331,8 @@ def train(
                 f"the loss is no longer finite in step {error} of epoch {epoch}; the checkpoint is of the epoch "
                 f"before: train again with a smaller --learn-rate than {learn_rate:g}"
             ) from error
+        for statistic in net.buffers():
+            processes.of_first(statistic)
         valid_loss, valid_accuracy = evaluate(net, valid)
         row = {
             "epoch": epoch,

@@ -1,0 +1,87 @@
+"""Two processes that train one network on the CPU, as torchrun starts them."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import smooth_images
+
+import colorization
+
+PROJECT = Path(colorization.__file__).parent
+FLAGS = ["--data", "mine.npy", "-c", "palette.npy", "-f", "4", "-b", "10", "-l", "0.02", "--augment"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture
+def folder(tmp_path, small_palette, monkeypatch):
+    """A folder of an image file and a palette, to work in. 117 images to train on and 13 to validate by."""
+    monkeypatch.chdir(tmp_path)
+    np.save("mine.npy", smooth_images(130))
+    return tmp_path
+
+
+def start(*argv):
+    """Start colorization.py in two processes."""
+    command = [*TORCHRUN, PROJECT / "colorization.py", *FLAGS, *argv]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def rows_of(path):
+    """Return the figures of a run's epochs."""
+    with open(path) as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_two_processes_learn_what_one_does(folder, capsys):
+    process = start("-e", "3", "--out-dir", "two")
+    colorization.main([*FLAGS, "-e", "3", "--out-dir", "one"])
+    out, error = process.communicate(timeout=100)
+    assert process.returncode == 0, error
+    assert "in 2 processes" in out and out.count("epoch   1/3") == 1  # the first process alone prints
+
+    one, two = rows_of("one/unet_k3_f4.csv"), rows_of("two/unet_k3_f4.csv")
+    assert len(two) == 3
+    # batches are the same images, in the same order; batch norm sees halves of them
+    assert two[-1]["train_loss"] == pytest.approx(one[-1]["train_loss"], rel=0.1)
+    assert two[-1]["train_loss"] < 0.9 * two[0]["train_loss"]
+
+    checkpoint = ["--valid", "--checkpoint", "two/unet_k3_f4.pkl"]
+    capsys.readouterr()
+    colorization.main([*FLAGS, *checkpoint])
+    figures = f"validation loss {two[-1]['valid_loss']:.5f}, accuracy {two[-1]['valid_accuracy']:.2%}"
+    assert figures in out and figures in capsys.readouterr().out  # 7 and 6 images, as all 13
+
+    state = torch.load("two/unet_k3_f4.state", weights_only=True)
+    state["settings"]["epochs"], state["history"] = 3, state["history"][:2]
+    torch.save(state, "two/unet_k3_f4.state")
+    colorization.main([*FLAGS, "-e", "3", "--out-dir", "two", "--resume"])  # one process goes on with it
+    assert len(rows_of("two/unet_k3_f4.csv")) == 3
+
+
+def test_a_killed_process_ends_the_run(folder):
+    process = start("-e", "10000", "--out-dir", "killed")
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("needs /proc to find the processes")
+    second = max(map(int, children.read_text().split()))
+    os.kill(second, 9)
+    _, error = process.communicate(timeout=60)  # no hang
+    assert process.returncode != 0 and "exitcode  : -9" in error
+    assert (folder / "killed" / "unet_k3_f4.pkl").exists()
+
+
+def test_more_processes_than_images_in_a_step(folder, monkeypatch, fails):
+    monkeypatch.setattr("processes.count", lambda: 11)
+    assert "fewer images a step than the 11 processes" in fails(colorization.main, *FLAGS, "-e", "1")
+    assert "takes one process" in fails(colorization.main, *FLAGS, "--valid")
