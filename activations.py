@@ -63,7 +63,7 @@ def chosen_image(args):
 def main(argv):
     args = parse(argv)
     device = choose_device(args.device)
-    checkpoint = load_from_flags(args, args.model)
+    checkpoint = load_from_flags(args, args.checkpoint, args.model)
     image, name = chosen_image(args)
     gray = network_input(image)
     maps = feature_maps(checkpoint.net.to(device), gray.to(device))

@@ -78,9 +78,9 @@ def read_torch_file(path, what):
         raise UserError(f"{path}: not a {what}, or a broken one; train it anew or fetch it again") from error
 
 
-def load_from_flags(args, model):
-    """Load the checkpoint that the flags name, else the weights shipped for `model`."""
-    path = args.checkpoint or shipped_weights(model or "UNet", args.kernel or 3, args.num_filters or 32)
+def load_from_flags(args, path, model):
+    """Load the checkpoint at `path` with what the flags say of it; None means the weights shipped for `model`."""
+    path = path or shipped_weights(model or "UNet", args.kernel or 3, args.num_filters or 32)
     colors = getattr(args, "colors", None)
 
     def palette():

@@ -54,18 +54,23 @@ def gray_copy_error(images):
 
 def train(args, device):
     """Train a new network; write its checkpoint, figures and pictures."""
-    kernel, num_filters = args.kernel or 3, args.num_filters or 32
     seed_everything(args.seed)
-    net = build(MODEL, kernel, num_filters, 3).to(device)
-    checkpoint = Checkpoint(net, MODEL, kernel, num_filters, data=describe_data(args))
+    if args.start_from:
+        checkpoint = load_from_flags(args, args.start_from, MODEL)
+        checkpoint.data = describe_data(args)
+    else:
+        kernel, num_filters = args.kernel or 3, args.num_filters or 32
+        net = build(MODEL, kernel, num_filters, 3)
+        checkpoint = Checkpoint(net, MODEL, kernel, num_filters, data=describe_data(args))
+    checkpoint.net.to(device)
     valid = run_training(args, checkpoint, learning, draw)
-    error, _ = evaluate(net, valid)
+    error, _ = evaluate(checkpoint.net, valid)
     print_errors(error, valid.images, describe_data(args))
 
 
 def validate(args, device):
     """Measure a checkpoint, and draw its pictures."""
-    checkpoint = load_from_flags(args, MODEL)
+    checkpoint = load_from_flags(args, args.checkpoint, MODEL)
     net = checkpoint.net.to(device)
     valid = validation_examples(args, learning, device)
     print(describe(checkpoint))

@@ -119,11 +119,18 @@ def criterion_for(examples, args, palette):
 
 def train(args, device):
     """Train a new network; write its checkpoint, figures and pictures."""
-    model, kernel, num_filters = args.model or "UNet", args.kernel or 3, args.num_filters or 32
-    palette = palette_for(args)
-    seed_everything(args.seed)
-    net = build(model, kernel, num_filters, len(palette)).to(device)
-    checkpoint = Checkpoint(net, model, kernel, num_filters, palette, describe_data(args))
+    if args.start_from:
+        checkpoint = load_classifier(args, args.start_from)
+        checkpoint.data = describe_data(args)
+        palette = checkpoint.palette
+        seed_everything(args.seed)
+    else:
+        model, kernel, num_filters = args.model or "UNet", args.kernel or 3, args.num_filters or 32
+        palette = palette_for(args)
+        seed_everything(args.seed)
+        net = build(model, kernel, num_filters, len(palette))
+        checkpoint = Checkpoint(net, model, kernel, num_filters, palette, describe_data(args))
+    checkpoint.net.to(device)
     run_training(
         args,
         checkpoint,
@@ -135,8 +142,8 @@ def train(args, device):
 
 def validate(args, device):
     """Measure a checkpoint, and draw its pictures."""
-    checkpoint = load_classifier(args, device)
-    net, palette = checkpoint.net, checkpoint.palette
+    checkpoint = load_classifier(args, args.checkpoint)
+    net, palette = checkpoint.net.to(device), checkpoint.palette
     valid = validation_examples(args, partial(Quantizer, palette=palette), device)
     (loss, accuracy), rows = evaluate_rows(net, valid, partial(rows_of, palette=palette, temperature=args.temperature))
     figures = figures_in_words(loss, accuracy)
@@ -151,13 +158,13 @@ def validate(args, device):
 
 def colorize(args, device):
     """Color the user's own pictures."""
-    checkpoint = load_classifier(args, device)
+    checkpoint = load_classifier(args, args.checkpoint)
     check_writable(args.out_dir / "before_and_after.png")
     print(describe(checkpoint))
     colorize_files(
         args.colorize,
         args.out_dir,
-        checkpoint.net,
+        checkpoint.net.to(device),
         checkpoint.palette,
         args.working_size,
         args.decode,
@@ -165,12 +172,11 @@ def colorize(args, device):
     )
 
 
-def load_classifier(args, device):
-    """Return the checkpoint that the flags name, its network on the device. Raises UserError if it has no palette."""
-    checkpoint = load_from_flags(args, args.model)
+def load_classifier(args, path):
+    """Return the checkpoint at `path`, None for the shipped one. Raises UserError if it has no palette."""
+    checkpoint = load_from_flags(args, path, args.model)
     if checkpoint.palette is None:
-        raise UserError(f"{args.checkpoint}: of a {checkpoint.model}, which chooses no colors; see color_regression.py")
-    checkpoint.net.to(device)
+        raise UserError(f"{path}: of a {checkpoint.model}, which chooses no colors; see color_regression.py")
     return checkpoint
 
 

@@ -107,6 +107,12 @@ def add_training_flags(parser, epochs):
         metavar="N",
         help="validate on N training images, left out of training, instead of the test images",
     )
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="FILE",
+        help="go on from this checkpoint's weights and palette under a new schedule; a lower --learn-rate suits that",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the stopped run of the same command")
     parser.add_argument(
         "--keep",

@@ -132,7 +132,8 @@ def settings_of(args, checkpoint):
         names += ["rebalance", "picture_weight"] + ["temperature"] * bool(args.picture_weight)
     network = {"model": checkpoint.model, "kernel": checkpoint.kernel, "num_filters": checkpoint.num_filters}
     palette = None if checkpoint.palette is None else checkpoint.palette.tolist()
-    return network | {name: getattr(args, name) for name in names} | {"data": checkpoint.data, "colors": palette}
+    flags = {name: getattr(args, name) for name in names} | {"start_from": args.start_from and str(args.start_from)}
+    return network | flags | {"data": checkpoint.data, "colors": palette}
 
 
 def load_state(path, settings, last_epoch):

@@ -29,10 +29,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from checkpoint import CLASSIFIERS, file_name, load_checkpoint, shipped_weights
-from data import Quantizer, add_data_flags, load_palette, palette_path
+from data import Quantizer, add_data_flags, load_images, load_palette, network_input, palette_path
+from decoding import palette_picture, smooth_picture
 from models import MyConv2d, MyDilatedConv2d
-from plots import new_figure, save
-from training import evaluate, validation_examples
+from plots import new_figure, save, save_rows
+from training import evaluate, predict, validation_examples
 
 RUNS = PROJECT / "outputs" / "answers"
 PICTURES = PROJECT / "docs" / "answers"
@@ -166,6 +167,22 @@ def shipped_pictures(data_flags):
                 rows.append([name, *(f"{value:.4g}" if value is not None else "" for value in values)])
     names = ["", "PSNR, dB", "SSIM", "CIEDE2000", "colorfulness", "balanced AuC"]
     table("Pictures of the shipped networks, test horses", names, rows)
+
+
+def side_by_side(args):
+    """Draw the first ten test horses as each shipped network colors them."""
+    images = load_images(args, train=False)[:10]
+    gray = network_input(images)
+    rows = {"gray input": gray.expand(-1, 3, -1, -1)}
+    for model in ("RegressionCNN", *CLASSIFIERS):
+        checkpoint = load_checkpoint(shipped_weights(model, 3, 32))
+        outputs = predict(checkpoint.net, images)
+        if checkpoint.palette is None:
+            rows[model] = outputs.clamp(0, 1)
+        else:
+            rows[f"{model}, palette colors"] = palette_picture(outputs, checkpoint.palette)
+            rows[f"{model}, smooth"] = smooth_picture(outputs, checkpoint.palette, gray)
+    save_rows(PICTURES / "networks.png", "The first ten test horses", rows | {"truth": images.float() / 256})
 
 
 def rebalanced_pictures(data_flags):
@@ -310,6 +327,7 @@ def main(argv):
     PICTURES.mkdir(exist_ok=True)
     rgb_and_sight(load_palette(palette_path(24, "horse")))
     shipped_pictures(data_flags)
+    side_by_side(args)
     curves(["CNN", "UNet"])
     over_seeds("CNN and UNet", ["CNN", "UNet"])
     without_skips(args)

@@ -261,6 +261,18 @@ def test_other_losses_change_what_is_learned(cifar, small_palette, flags):
     assert not torch.equal(*weights)
 
 
+def test_training_starts_from_a_checkpoint(cifar, small_palette, fails, capsys):
+    colorization.main(["-e", "2", "-b", "10", "-f", "4", "-c", str(small_palette), "--out-dir", "first"])
+    first = torch.load("first/unet_k3_f4.pkl", weights_only=True)["state_dict"]["finalconv.weight"]
+    flags = ["-e", "1", "-b", "10", "-l", "1e-8", "--start-from", "first/unet_k3_f4.pkl"]
+    colorization.main(flags)
+    second = torch.load("outputs/unet_k3_f4.pkl", weights_only=True)
+    assert torch.allclose(second["state_dict"]["finalconv.weight"], first, atol=1e-5)
+    assert np.array_equal(second["palette"].numpy(), np.load(small_palette)) and second["epoch"] == 1
+    assert "its model is UNet, not CNN" in fails(colorization.main, *flags, "--model", "CNN")
+    assert "missing.pkl: cannot read" in fails(colorization.main, "--start-from", "missing.pkl")
+
+
 def test_activations_of_a_picture_file(folder, capsys):
     save_checkpoint("small.pkl", Checkpoint(build("UNet", 3, 2, 3), "UNet", 3, 2, PALETTE))
     activations.main([str(folder / "0.png"), "--checkpoint", "small.pkl"])
