@@ -17,7 +17,7 @@ from flags import add_training_flags
 from metrics import report
 from plots import save_rows
 from runs import run_training
-from training import evaluate, evaluate_rows, predict, validation_examples
+from training import device_of, evaluate, evaluate_rows, predict, validation_examples
 
 MODEL = "RegressionCNN"
 
@@ -36,7 +36,7 @@ def rows_of(images, targets, outputs):
 
 def draw(path, title, net, valid):
     """Draw the first ten images."""
-    images = valid.images[:10]
+    images = valid.images[:10].to(device_of(net))
     save_rows(path, title, rows_of(images, images, predict(net, images)))
 
 

@@ -24,6 +24,7 @@ from plots import save_rows
 from runs import run_training
 from training import (
     class_weights,
+    device_of,
     evaluate_rows,
     figures_in_words,
     loss_and_accuracy,
@@ -99,14 +100,14 @@ def rows_of(images, labels, logits, palette, temperature=TEMPERATURE):
 
 def draw(path, title, net, valid, palette, temperature):
     """Draw the first ten images."""
-    images = valid.images[:10]
+    images = valid.images[:10].to(device_of(net))
     save_rows(path, title, rows_of(images, valid.targets_of(images), predict(net, images), palette, temperature))
 
 
-def criterion_for(examples, args, palette):
-    """Return what training learns from, for train_epoch()."""
-    weights = class_weights(examples, len(palette)) if args.rebalance else None
-    colors = torch.as_tensor(palette, dtype=torch.float32, device=examples.images.device)
+def criterion_for(examples, device, args, palette):
+    """Return what training learns from, for Learner."""
+    weights = class_weights(examples, len(palette)).to(device) if args.rebalance else None
+    colors = torch.as_tensor(palette, dtype=torch.float32, device=device)
 
     def criterion(logits, labels, images):
         loss, accuracy = loss_and_accuracy(logits, labels, weights)

@@ -368,8 +368,8 @@ class Quantizer:
     """Finds the nearest palette color of every pixel, by way of a table of all 2^24 colors.
 
     Only the colors that occur in `images`, uint8 (N, 3, H, W), are looked up, each once;
-    of very many images, whose reading would take longer, all colors are. The table is
-    kept on their device.
+    of very many images, whose reading would take longer, all colors are. The table
+    follows the images to their device.
     """
 
     def __init__(self, images, palette):
@@ -381,10 +381,11 @@ class Quantizer:
                 table[color_codes(part).cpu()] = 1
         for codes in table.nonzero()[:, 0].split(1 << 20):
             table[codes] = torch.from_numpy(nearest_color(colors_of(codes.numpy()), palette)[0])
-        self.table = table.to(images.device)
+        self.table = table
 
     def __call__(self, images):
         """Return the label of every pixel: uint8 (N, 3, H, W) -> uint8 (N, H, W)."""
+        self.table = self.table.to(images.device)
         return self.table[color_codes(images)]
 
 

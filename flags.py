@@ -120,6 +120,19 @@ def add_training_flags(parser, epochs):
         default="last",
         help="which epoch's weights the checkpoint receives (%(default)s)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="of the network's arithmetic in training; auto: bf16 on GPUs that have it, else fp32 (%(default)s)",
+    )
+    parser.add_argument(
+        "--compile",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="auto: on CUDA repeat a recorded step (CUDA graph); on: also have PyTorch's compiler rewrite the network, "
+        "on any device, which takes up to a minute (%(default)s)",
+    )
     parser.add_argument("--plot", action="store_true", help="draw sample pictures after every epoch, too")
     add_network_flags(parser)
     add_data_flags(parser)

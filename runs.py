@@ -15,7 +15,9 @@ from checkpoint import describe, file_name, load_checkpoint, read_torch_file, sa
 from cli import UserError, check_writable, replacing, write_json
 from data import load_other_classes, sample_of
 from plots import save_curve
+from speed import choose_precision
 from training import (
+    device_of,
     examples_on,
     figures_in_words,
     plain_criterion,
@@ -28,17 +30,17 @@ STATE_FORMAT = "colorization training state 1"
 FINE_TUNING_RATE = 0.3  # of the peak learning rate, for the category's own epochs after --pretrain
 
 
-def run_training(args, checkpoint, learning, draw, criterion_for=lambda examples: plain_criterion):
+def run_training(args, checkpoint, learning, draw, criterion_for=lambda examples, device: plain_criterion):
     """Train the checkpoint's network as the flags say, and write all that comes of it.
 
     learning(images) returns their targets_of; draw(path, title, net, valid) the pictures;
-    criterion_for(examples) returns what train_epoch() learns from.
+    criterion_for(examples, device) returns what the network learns from, for Learner.
     After every epoch: its figures to the screen and a CSV file, the checkpoint, the
     best one so far, and the state that --resume goes on from. At the end: the curve
     and the pictures. Returns the validation examples.
     """
     start = time.perf_counter()
-    net, device = checkpoint.net, next(checkpoint.net.parameters()).device
+    net, device = checkpoint.net, device_of(checkpoint.net)
     path = args.checkpoint or args.out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
     best_path = path.with_name(f"{path.stem}_best.pkl")
     state_path, csv_path, record_path, curve, pictures = (
@@ -59,7 +61,7 @@ def run_training(args, checkpoint, learning, draw, criterion_for=lambda examples
     counts = f"{len(examples.images):,} training and {len(valid.images):,} validation images"
     print(f"{describe(checkpoint)}\n{counts} of {checkpoint.data}, on {device}{several}", flush=True)
 
-    record = record_of(args, checkpoint, examples)
+    record = record_of(args, checkpoint, examples, device)
 
     def log(row, state):
         rows = [*history, row]
@@ -84,7 +86,7 @@ def run_training(args, checkpoint, learning, draw, criterion_for=lambda examples
             draw(args.out_dir / f"{path.stem}_epoch{row['epoch']:03}.png", title, net, valid)
 
     try:
-        train_in_stages(args, net, learning, examples, valid, criterion_for(examples), resumed, log)
+        train_in_stages(args, net, learning, examples, valid, criterion_for(examples, device), resumed, log)
     except KeyboardInterrupt:
         if not history:
             raise KeyboardInterrupt("stopped before the first epoch was complete: nothing is saved") from None
@@ -108,14 +110,20 @@ def run_training(args, checkpoint, learning, draw, criterion_for=lambda examples
 def train_in_stages(args, net, learning, examples, valid, criterion, resumed, log):
     """Train on all classes where --pretrain asks for it, then on the category's own images."""
     done = resumed[0] if resumed else 0
-    settings = {"batch_size": args.batch_size, "augment": args.augment, "criterion": criterion, "log": log}
+    settings = {
+        "batch_size": args.batch_size,
+        "augment": args.augment,
+        "criterion": criterion,
+        "precision": choose_precision(args.precision, device_of(net)),
+        "compile": args.compile,
+        "log": log,
+    }
     learn_rate = args.learn_rate
     if args.pretrain:
         if done <= args.pretrain:
             others = load_other_classes(args)
             print(f"first {args.pretrain} epochs on these and {len(others):,} images of other classes", flush=True)
-            device = examples.images.device
-            everything = examples_on(device, torch.cat([others, examples.images.cpu()]), learning)
+            everything = examples_on(device_of(net), torch.cat([others, examples.images.cpu()]), learning)
             train(net, everything, valid, epochs=args.pretrain, learn_rate=learn_rate, resumed=resumed, **settings)
             resumed = None
         learn_rate *= FINE_TUNING_RATE
@@ -127,7 +135,7 @@ def train_in_stages(args, net, learning, examples, valid, criterion, resumed, lo
 
 def settings_of(args, checkpoint):
     """Return what a resumed run must have in common with the stopped one, by the names of the flags."""
-    names = ["epochs", "pretrain", "batch_size", "learn_rate", "augment", "seed", "holdout", "keep"]
+    names = ["epochs", "pretrain", "batch_size", "learn_rate", "augment", "seed", "holdout", "keep", "precision"]
     if checkpoint.palette is not None:
         names += ["rebalance", "picture_weight"] + ["temperature"] * bool(args.picture_weight)
     network = {"model": checkpoint.model, "kernel": checkpoint.kernel, "num_filters": checkpoint.num_filters}
@@ -164,9 +172,8 @@ def write_history(path, history):
         writer.writerows(history)
 
 
-def record_of(args, checkpoint, examples):
+def record_of(args, checkpoint, examples, device):
     """Return what it takes to repeat a run."""
-    device = examples.images.device
     return {
         "command": shlex.join(sys.argv),
         "flags": {name: str(value) for name, value in vars(args).items()},

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 import processes
 from cli import UserError
-from data import load_images, network_input, sample_of
+from data import FEW, load_images, network_input, sample_of
+from speed import FastStep
 
 AUGMENTATIONS = ("mirror", "upside-down", "shift-x", "shift-y")
 
@@ -44,15 +45,21 @@ def validation_examples(args, learning, device):
 
 
 def examples_on(device, images, learning):
-    """Put images on the device, and what finds their targets."""
-    images = images.to(device)
+    """Put images on the device, where half its free memory holds them, and find what finds their targets."""
+    if device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+        images = images.to(device)
     return Examples(images, learning(images))
 
 
 def hold_out(images, count):
-    """Split off `count` images, the same ones for every seed of training: (the others, those)."""
+    """Split off `count` images, the same ones for every seed of training: (the others, those).
+
+    Of very many images, which need not fit into memory, the last ones.
+    """
     if count >= len(images):
         raise UserError(f"--holdout {count}: there are only {len(images):,} training images")
+    if len(images) > FEW:
+        return images[:-count], images[-count:]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     return images[order[count:].sort().values], images[order[:count].sort().values]
 
@@ -85,25 +92,33 @@ def loss_and_accuracy(outputs, targets, weights=None):
     return F.cross_entropy(flat, labels, weights), (flat.detach().argmax(1) == labels).float().mean()
 
 
+def device_of(net):
+    """Return the device of a network."""
+    return next(net.parameters()).device
+
+
 @torch.no_grad()
 def predict(net, images, batch_size=100):
-    """Return the network's outputs in evaluation mode for uint8 images (N, 3, H, W), on their device."""
-    was_training = net.training
+    """Return the network's outputs in evaluation mode for uint8 images (N, 3, H, W), on its device."""
+    was_training, device = net.training, device_of(net)
     net.eval()
-    outputs = torch.cat([net(network_input(part)) for part in images.split(batch_size)])
+    outputs = torch.cat([net(network_input(part.to(device))) for part in images.split(batch_size)])
     net.train(was_training)
     return outputs
 
 
-def evaluate(net, examples, batch_size=100, also=None):
+def evaluate(net, examples, batch_size=None, also=None):
     """Return (loss, accuracy) over all images in evaluation mode, exact for any batch size.
 
     Several processes share the images. `also`, where given, is called with the images,
     targets and outputs of each batch; each process then goes through all.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=examples.images.device)
+    device = device_of(net)
+    batch_size = batch_size or (1000 if device.type == "cuda" else 100)  # what the cache holds, or a GPU needs
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
     mine = examples.images if also else examples.images[processes.rank() :: processes.count()]
     for images in mine.split(batch_size) if len(mine) else ():
+        images = images.to(device)
         outputs, targets = predict(net, images, batch_size), examples.targets_of(images)
         sums += len(images) * torch.stack(loss_and_accuracy(outputs, targets))
         if also:
@@ -146,28 +161,37 @@ def augmented(images, ways):
 
 
 class Adam:
-    """Adam (Kingma and Ba 2015, algorithm 1); torch.optim's takes 1.7 s to import, half of a short run's start."""
+    """Adam (Kingma and Ba 2015, algorithm 1), by PyTorch's kernel for all parameters at once.
+
+    torch.optim's would take 1.7 s to import, half of a short run's start.
+    """
 
     def __init__(self, parameters, betas=(0.9, 0.999), epsilon=1e-8):
         self.parameters = list(parameters)
         self.betas, self.epsilon = betas, epsilon
-        self.steps = 0
+        self.steps = torch.zeros((), device=self.parameters[0].device)
         self.means = [torch.zeros_like(p) for p in self.parameters]
         self.squares = [torch.zeros_like(p) for p in self.parameters]
 
     @torch.no_grad()
     def step(self, learn_rate):
-        """Move the parameters by their gradients, and forget those."""
+        """Move the parameters by their gradients, and forget those. The rate may be a tensor."""
         self.steps += 1
-        beta1, beta2 = self.betas
-        gradients = [p.grad for p in self.parameters]
-        torch._foreach_lerp_(self.means, gradients, 1 - beta1)
-        torch._foreach_mul_(self.squares, beta2)
-        torch._foreach_addcmul_(self.squares, gradients, gradients, 1 - beta2)
-        scales = torch._foreach_sqrt(self.squares)
-        torch._foreach_div_(scales, math.sqrt(1 - beta2**self.steps))
-        torch._foreach_add_(scales, self.epsilon)
-        torch._foreach_addcdiv_(self.parameters, self.means, scales, -learn_rate / (1 - beta1**self.steps))
+        torch._fused_adam_(
+            self.parameters,
+            [p.grad for p in self.parameters],
+            self.means,
+            self.squares,
+            [],
+            [self.steps] * len(self.parameters),
+            lr=learn_rate,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=0.0,
+            eps=self.epsilon,
+            amsgrad=False,
+            maximize=False,
+        )
         for p in self.parameters:
             p.grad = None
 
@@ -182,18 +206,25 @@ def one_cycle(progress, warm_up=0.3):
     return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
 
 
-@torch.no_grad()
-def average_in(net, trained, steps):
-    """Move net's weights and statistics toward those of `trained`, after its step number `steps`, from 1.
+def averaging_share(steps):
+    """Return the share of the latest weights in their average, after step number `steps`, from 1.
 
     Polynomial-decay averaging (Shamir and Zhang 2013, section 4, η = 8): the average
     reaches over about the last ninth of all steps, however many there are.
     """
-    share = 9 / (9 + steps)
+    return 9 / (9 + steps)
+
+
+@torch.no_grad()
+def average_in(net, trained, share):
+    """Move net's weights and statistics toward those of `trained` by this share of the way."""
     for average, latest in ((net.parameters(), trained.parameters()), (net.buffers(), trained.buffers())):
         floats = [pair for pair in zip(average, latest) if pair[0].is_floating_point()]
         if floats:
-            torch._foreach_lerp_(*map(list, zip(*floats)), share)
+            average, latest = map(list, zip(*floats))
+            way = torch._foreach_sub(latest, average)
+            torch._foreach_mul_(way, share)
+            torch._foreach_add_(average, way)
 
 
 def keep_freed_memory():
@@ -208,27 +239,50 @@ def keep_freed_memory():
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
+def plain_criterion(outputs, targets, images):
+    """Return the loss to learn from, and the accuracy, as loss_and_accuracy() has them."""
+    return loss_and_accuracy(outputs, targets)
+
+
 class Learner:
     """A network in training: `trained` takes the optimizer's steps, `net` holds their average.
 
     `forward` is `trained`, which with several processes averages their gradients. Batch
     norm's statistics are then on CUDA those of the whole batch, on the CPU the first process's.
+    `augment` names ways of augmented(), criterion(outputs, targets, images) gives a
+    batch's loss and accuracy, and `precision` is the arithmetic's torch.dtype.
     """
 
-    def __init__(self, net):
-        self.net = net
-        self.trained = self.forward = copy.deepcopy(net)
-        if processes.count() > 1:
-            if next(net.parameters()).is_cuda:
-                self.trained = nn.SyncBatchNorm.convert_sync_batchnorm(self.trained)
-            self.forward = nn.parallel.DistributedDataParallel(self.trained)
+    def __init__(self, net, examples, augment=(), criterion=plain_criterion, precision=torch.float32):
+        self.net, self.examples = net, examples
+        self.augment, self.criterion, self.precision = augment, criterion, precision
+        self.device = device_of(net)
+        self.trained = copy.deepcopy(net)
+        if processes.count() > 1 and self.device.type == "cuda":
+            self.trained = nn.SyncBatchNorm.convert_sync_batchnorm(self.trained)
+        self.uncompile()
         self.optimizer = Adam(self.trained.parameters())
 
-    def step(self, loss, learn_rate):
-        """Learn from the loss of one batch."""
-        loss.backward()
-        self.optimizer.step(learn_rate)
-        average_in(self.net, self.trained, self.optimizer.steps)
+    def uncompile(self):
+        """Have `forward` be what PyTorch's compiler has not touched."""
+        self.trained._compiled_call_impl = None
+        several = processes.count() > 1
+        self.forward = nn.parallel.DistributedDataParallel(self.trained) if several else self.trained
+
+    def step(self, images, rates):
+        """Learn from a batch of images (N, 3, H, W), uint8; return its mean (loss, accuracy), (2,).
+
+        `rates`, (3,) float32 on the device: the learning rate, the share in the average,
+        and the weight of this process's part of the batch. Nothing here waits for the device.
+        """
+        images = augmented(images, self.augment)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            outputs = self.forward(network_input(images))
+        loss, accuracy = self.criterion(outputs.float(), self.examples.targets_of(images), images)
+        (loss * rates[2]).backward()
+        self.optimizer.step(rates[0])
+        average_in(self.net, self.trained, rates[1])
+        return torch.stack([loss.detach(), accuracy])
 
     def state(self):
         """Return all that changes in training, random numbers too, as plain containers of tensors."""
@@ -244,7 +298,7 @@ class Learner:
         """Take up a state where it was left."""
         self.net.load_state_dict(state["net"])
         self.trained.load_state_dict(state["trained"])
-        self.optimizer.steps = state["optimizer"]["steps"]
+        self.optimizer.steps.fill_(state["optimizer"]["steps"])
         for name in ("means", "squares"):
             for mine, saved in zip(vars(self.optimizer)[name], state["optimizer"][name], strict=True):
                 mine.copy_(saved)
@@ -253,38 +307,38 @@ class Learner:
             torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
-def plain_criterion(outputs, targets, images):
-    """Return the loss to learn from, and the accuracy, as loss_and_accuracy() has them."""
-    return loss_and_accuracy(outputs, targets)
-
-
-def train_epoch(learner, learn_rates, examples, batch_size, ways, criterion=plain_criterion):
+def train_epoch(learner, step, learn_rates, batch_size):
     """Pass once over all examples in random order; return the mean (loss, accuracy) along the way.
 
-    `learn_rates` is an iterator over the steps' learning rates, `ways` are those of
-    augmented(), and criterion(outputs, targets, images) gives a batch's loss and accuracy.
-    Each process learns from its part of every batch. Raises NotFinite.
+    step(images, rates) is the learner's or a faster one, and `learn_rates` an iterator
+    over the steps' learning rates. Each process learns from its part of every batch.
+    Raises NotFinite.
     """
     learner.forward.train()
-    device = examples.images.device
-    order = processes.of_first(torch.randperm(len(examples.images), device=device))
-    if processes.rank():  # else all would augment alike; anew in every epoch, so that --resume need not know
-        torch.manual_seed(int(order[0]) * processes.count() + processes.rank())
-    figures, counts = [], []
-    for batch in tqdm(order.split(batch_size), leave=False, disable=True if processes.rank() else None, unit="step"):
-        chosen = batch[processes.rank() :: processes.count()]
-        share = len(chosen) / len(batch)
-        chosen = chosen if len(chosen) else batch[:1]  # a last batch of fewer images than processes: counts nothing
-        images = augmented(examples.images[chosen], ways)
-        outputs = learner.forward(network_input(images))
-        loss, accuracy = criterion(outputs, examples.targets_of(images), images)
-        learner.step(loss * (share * processes.count()) if processes.count() > 1 else loss, next(learn_rates))
-        figures.append(torch.stack([loss.detach(), accuracy]) * share)
-        counts.append(len(batch))
+    images, rank, several = learner.examples.images, processes.rank(), processes.count()
+    order = processes.of_first(torch.randperm(len(images), device=images.device))
+    if rank:  # else all would augment alike; anew in every epoch, so that --resume need not know
+        torch.manual_seed(int(order[0]) * several + rank)
+    batches = order.split(batch_size)
+    shares = [len(batch[rank::several]) / len(batch) for batch in batches]
+    done = int(learner.optimizer.steps)
+    rates = torch.tensor(
+        [
+            (next(learn_rates), averaging_share(number), share * several)
+            for number, share in enumerate(shares, done + 1)
+        ],
+        device=learner.device,
+    )
+    figures = []
+    for number, batch in enumerate(tqdm(batches, leave=False, disable=True if rank else None, unit="step")):
+        mine = batch[rank::several]
+        mine = mine if len(mine) else batch[:1]  # a last batch of fewer images than processes: counts nothing
+        figures.append(step(images[mine].to(learner.device), rates[number]) * shares[number])
     figures = processes.summed(torch.stack(figures).double()).cpu()  # (steps, 2)
     if not figures[:, 0].isfinite().all():
         raise NotFinite(figures[:, 0].isfinite().int().argmin().item() + 1)
-    return tuple((figures * torch.tensor(counts)[:, None]).sum(0).div(sum(counts)).tolist())
+    counts = torch.tensor([len(batch) for batch in batches])
+    return tuple((figures * counts[:, None]).sum(0).div(len(images)).tolist())
 
 
 class NotFinite(Exception):
@@ -302,19 +356,22 @@ def train(
     augment,
     log,
     criterion=plain_criterion,
+    precision=torch.float32,
+    compile="off",
     first_epoch=1,
     resumed=None,
 ):
     """Train with Adam under a one-cycle learning rate; the network ends with averaged weights.
 
-    The examples are on the network's device; `augment` names ways of augmented(), and
-    `criterion` is that of train_epoch(). Epochs count from `first_epoch`.
+    `augment`, `criterion` and `precision` are those of Learner, `compile` that of
+    FastStep. Epochs count from `first_epoch`.
     Calls log(row, state) after each, with a dict of its figures and the learner's state.
     `resumed`, (epoch, state), goes on after that epoch. Raises UserError if the loss
     is not finite.
     """
     keep_freed_memory()
-    learner = Learner(net)
+    learner = Learner(net, examples, augment, criterion, precision)
+    step = FastStep(learner, compile, capture=learner.device.type == "cuda" and processes.count() == 1)
     done = 0
     if resumed:
         done = resumed[0] - first_epoch + 1
@@ -325,7 +382,7 @@ def train(
     for epoch in range(first_epoch + done, first_epoch + epochs):
         start = time.perf_counter()
         try:
-            train_loss, train_accuracy = train_epoch(learner, learn_rates, examples, batch_size, augment, criterion)
+            train_loss, train_accuracy = train_epoch(learner, step, learn_rates, batch_size)
         except NotFinite as error:
             raise UserError(
                 f"the loss is no longer finite in step {error} of epoch {epoch}; the checkpoint is of the epoch "

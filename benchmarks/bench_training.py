@@ -36,6 +36,7 @@ from checkpoint import build
 from cli import choose_device
 from data import Quantizer, add_data_flags, load_images, load_palette, network_input, palette_path
 from models import UNet
+from speed import FastStep, choose_precision
 from training import Learner, evaluate, examples_on, keep_freed_memory, train_epoch
 
 HANDOUT_LOSS = 1.3845  # of the handout's UNet, on its palette
@@ -93,9 +94,10 @@ def plain_loop(images, palette, device):
 def our_loop(images, palette, device):
     """Return a function that trains this package's UNet for one epoch at batch 100."""
     net = build("UNet", 3, 32, len(palette)).to(device)
-    learner = Learner(net)
     examples = examples_on(device, images, partial(Quantizer, palette=palette))
-    return lambda: train_epoch(learner, itertools.repeat(0.001), examples, 100, ["mirror", "shift-x", "shift-y"])
+    learner = Learner(net, examples, ["mirror", "shift-x", "shift-y"], precision=choose_precision("auto", device))
+    step = FastStep(learner, "auto", capture=device.type == "cuda")
+    return lambda: train_epoch(learner, step, itertools.repeat(0.001), 100)
 
 
 def restore_glibc_defaults():

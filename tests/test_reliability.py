@@ -42,11 +42,12 @@ def stop_in_epoch(monkeypatch, epoch, error=Stopped):
     """Have training break off in the middle of this epoch, once."""
     count = iter(range(1, 100))
 
-    def breaking(learner, learn_rates, examples, *settings):
+    def breaking(learner, *settings):
         if next(count) == epoch:
-            train_epoch(learner, learn_rates, examples._replace(images=examples.images[:8]), *settings)
+            learner.examples = learner.examples._replace(images=learner.examples.images[:8])
+            train_epoch(learner, *settings)
             raise error
-        return train_epoch(learner, learn_rates, examples, *settings)
+        return train_epoch(learner, *settings)
 
     monkeypatch.setattr("training.train_epoch", breaking)
 
