@@ -20,7 +20,7 @@ import metrics
 import photos
 from checkpoint import Checkpoint, build, save_checkpoint
 from cli import UserError
-from decoding import color_error, lay_over, palette_picture, smooth_picture
+from decoding import VIVID, color_error, lay_over, palette_picture, smooth_picture
 
 PALETTE = np.array([[0.1, 0.1, 0.1], [0.9, 0.3, 0.3], [0.2, 0.3, 0.7]])
 
@@ -48,7 +48,8 @@ def test_color_error_is_that_of_the_smooth_picture():
     logits = torch.randn(2, 3, 8, 8, generator=generator)
     gray = images.float().mean(1, keepdim=True) / 256
     picture = smooth_picture(logits, PALETTE, gray, 0.7)
-    expected = (picture - images.float() / 256).square().mean().item()
+    wanted = gray + VIVID * (images.float() / 256 - gray)
+    expected = (picture - wanted).square().mean().item()
     assert color_error(logits, PALETTE, images, 0.7).item() == pytest.approx(expected, rel=1e-5)
     shifted = images + 20  # the gray does not matter
     assert color_error(logits, PALETTE, shifted, 0.7).item() == pytest.approx(expected, rel=1e-5)
