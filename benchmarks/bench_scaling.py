@@ -1,0 +1,208 @@
+"""Measure how training grows with images, filters and processes; draw docs/scaling.png.
+
+    python benchmarks/bench_scaling.py --processes 1 2      five to ten minutes on two cores; 3 GB of disk for a while
+
+Prints the tables of docs/scaling.md. The images are random bytes: what they show does
+not change what they cost. Memory is read from /proc, so only Linux has that row.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from checkpoint import build
+from cli import choose_device
+from data import Quantizer, array_images, load_palette, palette_path
+from plots import new_figure, save
+from speed import FastStep, choose_precision
+from training import Learner, examples_on, keep_freed_memory
+
+BATCH = 100
+STEPS = 60  # timed, of each measurement
+COUNTS = (500, 5_000, 50_000, 1_000_000)
+FILTERS = (8, 16, 32, 64, 128)
+
+
+def write_images(path, count):
+    """Write an .npy file of random images, a part at a time."""
+    random = np.random.default_rng(0)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, 3, 32, 32))
+    for start in range(0, count, 10_000):
+        part = array[start : start + 10_000]
+        part[:] = random.integers(0, 256, part.shape, np.uint8)
+
+
+def stepper(images, palette, num_filters, device):
+    """Return what takes STEPS steps from random ones of the images."""
+    examples = examples_on(device, images, partial(Quantizer, palette=palette))
+    learner = Learner(
+        build("UNet", 3, num_filters, len(palette)).to(device),
+        examples,
+        ["mirror", "shift-x", "shift-y"],
+        precision=choose_precision("auto", device),
+    )
+    learner.forward.train()
+    step = FastStep(learner, "auto", capture=device.type == "cuda")
+    rates = torch.tensor([0.001, 0.01, 1.0], device=device)
+    order = torch.randperm(len(examples.images), device=examples.images.device)
+
+    def take(steps=STEPS):
+        for start in range(steps):
+            chosen = order[(torch.arange(BATCH, device=order.device) + start * BATCH) % len(order)]
+            step(examples.images[chosen].to(device), rates)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return take
+
+
+def images_per_second(steppers, rounds=5):
+    """Return {name: (median, least, greatest)} of steppers that take turns."""
+    times = {name: [] for name in steppers}
+    for turn in range(rounds + 1):
+        for name, take in steppers.items():
+            start = time.perf_counter()
+            take()
+            if turn:  # the first was to warm up
+                times[name].append(STEPS * BATCH / (time.perf_counter() - start))
+    return {name: (statistics.median(each), min(each), max(each)) for name, each in times.items()}
+
+
+def costs(num_filters, num_colors):
+    """Return a training step's floating-point operations, and bytes kept for the way back, of one image."""
+    net, gray, kept = build("UNet", 3, num_filters, num_colors), torch.rand(2, 1, 32, 32), {}
+
+    def pack(tensor):
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(pack, lambda tensor: tensor):
+        net(gray).sum().backward()
+    weights = sum(p.nbytes for p in net.parameters())
+    return counter.get_total_flops() / 2, (sum(kept.values()) - weights) / 2
+
+
+def memory_of(process):
+    """Return a process's own memory and what it has mapped of files, in MB."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+    return [round(int(status[name].split()[0]) / 1024) for name in ("RssAnon", "RssFile")]
+
+
+def run_of(path, folder, seconds_of_training):
+    """Train on a file of images for some seconds; return the seconds until it begins, and its memory in MB."""
+    argv = ["colorization.py", "--data", path, "-c", palette_path(24, "horse"), "-e", 1, "--out-dir", folder]
+    start = time.perf_counter()
+    command = [sys.executable, *map(str, argv)]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    next(line for line in process.stdout if "training and" in line)
+    begun = time.perf_counter() - start
+    time.sleep(seconds_of_training)
+    memory = memory_of(process)
+    process.kill()
+    process.communicate()
+    return [round(begun, 1), *memory]
+
+
+def epoch_seconds(path, folder, processes):
+    """Return the median seconds of an epoch in so many processes, of one thread each."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
+    flags = ["--data", path, "-c", palette_path(24, "horse"), "-b", BATCH, "-e", 4, "--out-dir", folder]
+    command = [sys.executable, *map(str, [*torchrun, "colorization.py", *flags])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("epoch")]
+    return statistics.median(float(line.split()[-2]) for line in lines[1:])
+
+
+def table(columns, rows):
+    """Print a table in Markdown."""
+    print("\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for row in rows:
+        print("| " + " | ".join(map(str, row)) + " |")
+    sys.stdout.flush()
+
+
+def draw(by_images, by_filters, by_processes):
+    """Draw the three growths."""
+    figure = new_figure(figsize=(11, 3.8), layout="constrained")
+    plots = (
+        ("training images", "seconds of an epoch", {n: n / speed for n, (speed, *_) in by_images.items()}),
+        ("filters of the first stage", "milliseconds of an image", {f: 1000 / s for f, (s, *_) in by_filters.items()}),
+        ("processes of one thread", "images per second", by_processes),
+    )
+    for ax, (along, up, values) in zip(figure.subplots(1, 3), plots):
+        ax.loglog(list(values), list(values.values()), "o-")
+        if "images" not in along:
+            ax.set_xticks(list(values), list(map(str, values)), minor=False)
+            ax.minorticks_off()
+        ax.set_xlabel(along)
+        ax.set_ylabel(up)
+        ax.grid(alpha=0.3, which="both")
+    save(figure, PROJECT / "docs" / "scaling.png")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--device")
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    keep_freed_memory()
+    palette = load_palette(palette_path(24, "horse"))
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = {count: Path(folder) / f"{count}.npy" for count in COUNTS}
+        for count, path in files.items():
+            write_images(path, count)
+        steppers = {n: stepper(array_images(path, train=True), palette, 32, device) for n, path in files.items()}
+        by_images = images_per_second(steppers)
+        begun = {count: run_of(files[count], folder, seconds_of_training=40) for count in COUNTS[2:]}
+        rows = [
+            [f"{count:,}", *map(round, speed), f"{count / speed[0]:,.1f}", *begun.get(count, ("", "", ""))]
+            for count, speed in by_images.items()
+        ]
+        names = [
+            "images a second",
+            "least",
+            "greatest",
+            "epoch, s",
+            "begins after, s",
+            "own memory, MB",
+            "of files, MB",
+        ]
+        table(["images in the file", *names], rows)
+
+        images = array_images(files[5_000], train=True)
+        by_filters = images_per_second({f: stepper(images, palette, f, device) for f in FILTERS}, rounds=3)
+        rows = []
+        for f, (speed, *_) in by_filters.items():
+            flops, kept = costs(f, len(palette))
+            numbers = f"{flops / 1e6:.1f}", f"{kept / 1e6:.2f}", round(speed), f"{flops * speed / 1e9:.1f}"
+            rows.append([f, *numbers])
+        table(["filters", "million operations", "MB kept", "images a second", "billion operations a second"], rows)
+
+        seconds = {n: epoch_seconds(files[5_000], folder, n) for n in args.processes}
+        by_processes = {n: round(4_500 / each) for n, each in seconds.items()}
+        table(["processes", "images a second"], by_processes.items())
+    draw(by_images, by_filters, by_processes)
+
+
+if __name__ == "__main__":
+    main()
