@@ -178,15 +178,7 @@ def main():
             [f"{count:,}", *map(round, speed), f"{count / speed[0]:,.1f}", *begun.get(count, ("", "", ""))]
             for count, speed in by_images.items()
         ]
-        names = [
-            "images a second",
-            "least",
-            "greatest",
-            "epoch, s",
-            "begins after, s",
-            "own memory, MB",
-            "of files, MB",
-        ]
+        names = ["images a second", "least", "greatest", "epoch, s", "begins after, s", "own MB", "MB of files"]
         table(["images in the file", *names], rows)
 
         images = array_images(files[5_000], train=True)
