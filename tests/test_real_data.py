@@ -4,6 +4,7 @@ The handout's figures were computed independently of this package, on the same
 rebuild of CIFAR-10 as weights/README.md's.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -88,6 +89,14 @@ def test_shipped_weights_give_the_figures_that_stand_beside_them(capsys, tmp_pat
     error, gray_copy = printed(capsys, color_regression, "--out-dir", tmp_path)
     assert error == pytest.approx(float(rows[3][1]), abs=2e-6)
     assert gray_copy == pytest.approx(0.004802, abs=1e-6)
+
+
+def test_the_shipped_unets_smooth_pictures(tmp_path):
+    colorization.main(["--valid", "--json", str(tmp_path / "figures.json"), "--out-dir", str(tmp_path)])
+    pictures = json.loads((tmp_path / "figures.json").read_text())["pictures"]
+    smooth, gray, truth = (pictures[name] for name in ("smooth prediction", "gray input", "truth"))
+    assert smooth["psnr"]["all"] >= gray["psnr"]["all"] + 2.3
+    assert smooth["colorfulness"]["all"] >= 0.70 * truth["colorfulness"]["all"]
 
 
 def test_one_epoch_of_training(capsys, tmp_path):
