@@ -87,6 +87,7 @@ def test_a_mistake_of_ours_is_not_taken_for_the_compilers(monkeypatch):
     def broken(*_):
         raise ZeroDivisionError
 
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **_: None)
     with pytest.raises(ZeroDivisionError):
         trained(compile="on", criterion=broken)
 
