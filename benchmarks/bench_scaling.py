@@ -32,7 +32,7 @@ from speed import FastStep, choose_precision
 from training import Learner, examples_on, keep_freed_memory
 
 BATCH = 100
-STEPS = 60  # timed, of each measurement
+STEPS = 60  # timed, of each measurement; fewer of larger networks
 COUNTS = (500, 5_000, 50_000, 1_000_000)
 FILTERS = (8, 16, 32, 64, 128)
 
@@ -47,7 +47,7 @@ def write_images(path, count):
 
 
 def stepper(images, palette, num_filters, device):
-    """Return what takes STEPS steps from random ones of the images."""
+    """Return what takes steps from random ones of the images, and tells from how many."""
     examples = examples_on(device, images, partial(Quantizer, palette=palette))
     learner = Learner(
         build("UNet", 3, num_filters, len(palette)).to(device),
@@ -56,16 +56,18 @@ def stepper(images, palette, num_filters, device):
         precision=choose_precision("auto", device),
     )
     learner.forward.train()
+    steps = max(4, int(STEPS * min(1, (32 / num_filters) ** 2)))
     step = FastStep(learner, "auto", capture=device.type == "cuda")
     rates = torch.tensor([0.001, 0.01, 1.0], device=device)
     order = torch.randperm(len(examples.images), device=examples.images.device)
 
-    def take(steps=STEPS):
+    def take():
         for start in range(steps):
             chosen = order[(torch.arange(BATCH, device=order.device) + start * BATCH) % len(order)]
             step(examples.images[chosen].to(device), rates)
         if device.type == "cuda":
             torch.cuda.synchronize()
+        return steps * BATCH
 
     return take
 
@@ -76,9 +78,9 @@ def images_per_second(steppers, rounds=5):
     for turn in range(rounds + 1):
         for name, take in steppers.items():
             start = time.perf_counter()
-            take()
+            count = take()
             if turn:  # the first was to warm up
-                times[name].append(STEPS * BATCH / (time.perf_counter() - start))
+                times[name].append(count / (time.perf_counter() - start))
     return {name: (statistics.median(each), min(each), max(each)) for name, each in times.items()}
 
 
