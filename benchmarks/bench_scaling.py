@@ -151,7 +151,8 @@ def draw(by_images, by_filters, by_processes):
     for ax, (along, up, values) in zip(figure.subplots(1, 3), plots):
         ax.loglog(list(values), list(values.values()), "o-")
         if "images" not in along:
-            ax.set_xticks(list(values), list(map(str, values)), minor=False)
+            ax.set_xticks(list(values), list(map(str, values)))
+            ax.set_yticks(list(values.values()), [f"{value:.3g}" for value in values.values()])
             ax.minorticks_off()
         ax.set_xlabel(along)
         ax.set_ylabel(up)
