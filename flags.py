@@ -131,7 +131,7 @@ def add_training_flags(parser, epochs):
         choices=("auto", "on", "off"),
         default="auto",
         help="auto: on CUDA repeat a recorded step (CUDA graph); on: also have PyTorch's compiler rewrite the network, "
-        "on any device, which takes up to a minute (%(default)s)",
+        "on any device, which takes a minute or two (%(default)s)",
     )
     parser.add_argument("--plot", action="store_true", help="draw sample pictures after every epoch, too")
     add_network_flags(parser)

@@ -25,8 +25,8 @@ class FastStep:
 
     Networks this small keep a GPU waiting for Python: on CUDA a few steps are run to
     warm up, one is recorded in a CUDA graph, and the rest repeat that. With `compile`
-    "on" PyTorch's compiler rewrites the network first, on any device, which takes up to
-    a minute. What fails is left out, with a line that says so.
+    "on" PyTorch's compiler rewrites the network first, on any device, which takes a
+    minute or two. What fails is left out, with a line that says so.
     """
 
     WARM_UP = 3  # steps before recording, in which libraries choose algorithms and set up memory

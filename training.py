@@ -316,7 +316,7 @@ def train_epoch(learner, step, learn_rates, batch_size):
     """
     learner.forward.train()
     images, rank, several = learner.examples.images, processes.rank(), processes.count()
-    order = processes.of_first(torch.randperm(len(images), device=images.device))
+    order = processes.of_first(torch.randperm(len(images), device=learner.device)).to(images.device)
     if rank:  # else all would augment alike; anew in every epoch, so that --resume need not know
         torch.manual_seed(int(order[0]) * several + rank)
     batches = order.split(batch_size)
