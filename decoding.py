@@ -3,7 +3,7 @@
 import torch
 
 TEMPERATURE = 0.38  # Zhang et al. 2016, section 2.3
-VIVID = 1.03  # the share of the truth's color differences that training for pictures asks for
+VIVID = 1.03  # times the truth's color differences is what training for pictures asks for
 
 
 def palette_picture(logits, palette):
