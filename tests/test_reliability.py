@@ -149,7 +149,8 @@ def train_small(rows, argv):
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, small_palette):
     argv = ["-f", "1", "-b", "500", "-e", "500", "-c", small_palette, "--data", "sample", "--out-dir", tmp_path / "out"]
-    with shell(*argv) as process:
+    as_by_hand = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs of a shell ignore Ctrl-C
+    with shell(*argv, preexec_fn=as_by_hand) as process:
         for line in process.stdout:
             if line.startswith("epoch"):
                 break
