@@ -164,7 +164,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, small_palette):
 
 
 def test_a_killed_process_leaves_whole_files(cifar, small_palette, monkeypatch):
-    """SIGKILL at 30 random moments; each next process goes on from what the last one left."""
+    """SIGKILL at 30 moments, half random, half in a save; each next process goes on from what the last one left."""
     monkeypatch.setenv("PYTHONPATH", str(PROJECT / "tests"))  # so that what is preloaded is found
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_reliability"])
@@ -172,7 +172,7 @@ def test_a_killed_process_leaves_whole_files(cifar, small_palette, monkeypatch):
     argv = [*SMALL, "-e", "9999", "-c", str(small_palette), "--data-dir", str(cifar)]
     state, weights = Path("outputs/unet_k3_f2.state"), Path("outputs/unet_k3_f2.pkl")
     epochs, killed_parts = [0], 0
-    for _ in range(30):
+    for turn in range(30):
         process = context.Process(target=train_small, args=(ROWS, [*argv, *(["--resume"] if epochs[-1] else [])]))
         process.start()
         seen = state.stat().st_mtime_ns if state.exists() else 0
@@ -180,7 +180,12 @@ def test_a_killed_process_leaves_whole_files(cifar, small_palette, monkeypatch):
             if state.exists() and state.stat().st_mtime_ns != seen:
                 break
             time.sleep(0.05)
-        time.sleep(moments.random() * 0.1)
+        if turn % 2:
+            until = time.monotonic() + 2
+            while not any(Path("outputs").glob(".*.part")) and time.monotonic() < until:
+                pass  # a save lasts a few milliseconds
+        else:
+            time.sleep(moments.random() * 0.1)
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
