@@ -22,9 +22,9 @@ def join(device_name):
 
     With CUDA each takes a GPU of its own. Raises UserError where they are too few.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return choose_device(device_name)
     device = choose_device(device_name)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return device
     if device.type == "cuda":
         if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
             raise UserError(

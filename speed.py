@@ -61,7 +61,7 @@ class FastStep:
         except Exception as error:  # a compiler may fail in any way
             why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             print(f"--compile: {faster.__doc__} fails ({why:.150}); training goes on without", flush=True)
-        self.compiled = self.captured = False
+        self.captured = False
         self.learner.uncompile()
         self.learner.restore(before)
         return self.learner.step(*batch)

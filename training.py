@@ -295,7 +295,8 @@ class Learner:
         }
 
     def restore(self, state):
-        """Take up a state where it was left."""
+        """Take up a state where it was left, and forget the gradients of a step that broke off."""
+        self.trained.zero_grad()
         self.net.load_state_dict(state["net"])
         self.trained.load_state_dict(state["trained"])
         self.optimizer.steps.fill_(state["optimizer"]["steps"])

@@ -50,7 +50,7 @@ def test_bfloat16_learns_alike_and_keeps_weights_in_float32():
     assert {value.dtype for value in half.state_dict().values()} == {value.dtype for value in net.state_dict().values()}
 
 
-@pytest.mark.parametrize("fails", ["compile", "step"])
+@pytest.mark.parametrize("fails", ["compile", "step", "after backward"])
 def test_what_does_not_compile_falls_back_with_a_line_and_the_same_result(fails, monkeypatch, capsys):
     plain, _ = trained()
 
@@ -60,7 +60,10 @@ def test_what_does_not_compile_falls_back_with_a_line_and_the_same_result(fails,
     def compile(module, **_):
         if fails == "compile":
             broken()
-        module._compiled_call_impl = broken  # as a compiler that fails only when it is called
+        if fails == "step":
+            module._compiled_call_impl = broken  # as a compiler that fails only when it is called
+        else:
+            monkeypatch.setattr(training.Adam, "step", lambda *_: monkeypatch.undo() or broken())  # once
 
     monkeypatch.setattr(nn.Module, "compile", compile)
     net, _ = trained(compile="on")
