@@ -12,11 +12,11 @@ import torch
 
 from checkpoint import FILE_STEMS, describe, load_from_flags
 from cli import UserError, choose_device, run
-from data import SIZE, Quantizer, add_data_flags, load_images, network_input
-from decoding import colors_of_labels, palette_picture, smooth_picture
+from data import SIZE, Quantizer, add_data_flags, load_images, to_gray
+from decoding import decode_annealed_mean, decode_argmax, labels_to_rgb
 from flags import add_network_flags
-from photos import small_square
-from plots import save_feature_maps, save_rows
+from photos import load_square
+from plots import save_feature_maps, save_image_grid
 
 STAGES = ("downconv1", "downconv2", "rfconv", "upconv1", "upconv2", "finalconv")
 
@@ -53,7 +53,7 @@ def feature_maps(net, gray):
 def chosen_image(args):
     """Return the image that the flags ask for, uint8 (1, 3, 32, 32), and its name."""
     if not args.image.removeprefix("-").isdecimal():
-        return small_square(args.image, SIZE)[None], Path(args.image).stem
+        return load_square(args.image, SIZE)[None], Path(args.image).stem
     images, number = load_images(args, train=False), int(args.image)
     if not 0 <= number < len(images):
         raise UserError(f"there is no test image {number}: they are counted from 0 to {len(images) - 1}")
@@ -65,7 +65,7 @@ def main(argv):
     device = choose_device(args.device)
     checkpoint = load_from_flags(args, args.checkpoint, args.model)
     image, name = chosen_image(args)
-    gray = network_input(image)
+    gray = to_gray(image)
     maps = feature_maps(checkpoint.net.to(device), gray.to(device))
 
     folder = args.out_dir / f"activations_{FILE_STEMS[checkpoint.model]}_{name}"
@@ -74,13 +74,11 @@ def main(argv):
     if checkpoint.palette is None:
         rows["output"] = logits
     else:
-        rows["truth in palette colors"] = colors_of_labels(
-            Quantizer(image, checkpoint.palette)(image), checkpoint.palette
-        )
-        rows["output"] = palette_picture(logits, checkpoint.palette)
-        rows["output, smooth"] = smooth_picture(logits, checkpoint.palette, gray)
+        rows["truth in palette colors"] = labels_to_rgb(Quantizer(image, checkpoint.palette)(image), checkpoint.palette)
+        rows["output"] = decode_argmax(logits, checkpoint.palette)
+        rows["output, smooth"] = decode_annealed_mean(logits, checkpoint.palette, gray)
     rows["truth"] = image / 256
-    save_rows(folder / "0_image.png", f"image {name}", rows)
+    save_image_grid(folder / "0_image.png", f"image {name}", rows)
     for place, (stage, values) in enumerate(maps.items(), 1):
         size = f"{len(values)} maps of {values.shape[1]}x{values.shape[2]}"
         title = f"{checkpoint.model}, {stage}: {size}, each on its own scale (its least and greatest value above it)"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cli import PROJECT, UserError, replacing
+from cli import PROJECT, UserError, atomic_write
 from data import check_palette, palette_for
 from models import NETWORKS
 
@@ -30,7 +30,7 @@ class Checkpoint:
     figures: dict = field(default_factory=dict)  # of that epoch, such as valid_loss
 
 
-def build(model, kernel, num_filters, num_colors):
+def create_model(model, kernel, num_filters, num_colors):
     """Return a new network; `num_colors` is not used by RegressionCNN."""
     settings = (kernel, num_filters, num_colors) if model in CLASSIFIERS else (kernel, num_filters)
     return NETWORKS[model](*settings).to(memory_format=torch.channels_last)  # same numbers, and faster convolutions
@@ -41,7 +41,7 @@ def file_name(model, kernel, num_filters):
     return f"{FILE_STEMS[model]}_k{kernel}_f{num_filters}.pkl"
 
 
-def shipped_weights(model, kernel, num_filters):
+def pretrained_path(model, kernel, num_filters):
     """Return where the trained weights of such a network are. Raises UserError if there are none."""
     path = PROJECT / "weights" / file_name(model, kernel, num_filters)
     if not path.exists():
@@ -62,7 +62,7 @@ def write_torch_file(path, content):
     """Write containers of tensors, whole or not at all. Raises UserError where that fails."""
     buffer = io.BytesIO()  # a full disk is then an OSError, not one of torch.save's own
     torch.save(content, buffer)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(buffer.getbuffer())
 
 
@@ -80,7 +80,7 @@ def read_torch_file(path, what):
 
 def load_from_flags(args, path, model):
     """Load the checkpoint at `path` with what the flags say of it; None means the weights shipped for `model`."""
-    path = path or shipped_weights(model or "UNet", args.kernel or 3, args.num_filters or 32)
+    path = path or pretrained_path(model or "UNet", args.kernel or 3, args.num_filters or 32)
     colors = getattr(args, "colors", None)
 
     def palette():
@@ -112,7 +112,7 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
                 was = f"{name.replace('_', ' ')} is {content.get(name)}, not {value}"
                 raise UserError(f"{path}: its {was}; leave that flag out, or name another file")
         try:
-            checkpoint, state = described_checkpoint(content), content["state_dict"]
+            checkpoint, state = parse_checkpoint(content), content["state_dict"]
         except Exception as error:  # a hostile file's entries may be anything
             raise UserError(f"{path}: a checkpoint with wrong or missing entries ({error}); train it anew") from error
     elif isinstance(content, dict) and content and all(torch.is_tensor(value) for value in content.values()):
@@ -123,13 +123,13 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
     else:
         raise UserError(f"{path}: a file of PyTorch's, but not a checkpoint of this package and no state dict")
     try:
-        fill(checkpoint, state)
+        load_weights(checkpoint, state)
     except Exception as error:
         raise UserError(f"{path}: {error}; name its network, kernel, filters and colors, or train it anew") from error
     return checkpoint
 
 
-def described_checkpoint(content):
+def parse_checkpoint(content):
     """Make a Checkpoint, still without its network, of a file's content. Raises any exception if it lies."""
     palette = content["palette"]
     names = ("model", "kernel", "num_filters", "data", "epoch", "figures")
@@ -145,10 +145,10 @@ def described_checkpoint(content):
     return checkpoint
 
 
-def fill(checkpoint, state):
+def load_weights(checkpoint, state):
     """Build the checkpoint's network and give it its weights. Raises any exception where they do not fit."""
     num_colors = 3 if checkpoint.palette is None else len(checkpoint.palette)
-    checkpoint.net = build(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors)
+    checkpoint.net = create_model(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors)
     wanted = checkpoint.net.state_dict()
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # younger than the handout
     shape = f"kernel {checkpoint.kernel}, {checkpoint.num_filters} filters and {num_colors} colors"

@@ -48,7 +48,7 @@ def run(main):
 
 
 @contextmanager
-def replacing(path, mode="wb"):
+def atomic_write(path, mode="wb"):
     """Open a temporary file beside `path` that takes its place when the block succeeds.
 
     A failure leaves `path` as it was. Missing folders are made. Raises UserError
@@ -74,7 +74,7 @@ def replacing(path, mode="wb"):
 
 def write_json(path, content):
     """Write plain containers as JSON, whole or not at all."""
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         json.dump(content, file, indent=1)
 
 

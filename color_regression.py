@@ -9,13 +9,13 @@ import argparse
 
 import torch.nn.functional as F
 
-import processes
-from checkpoint import Checkpoint, build, describe, load_from_flags
+import distributed
+from checkpoint import Checkpoint, create_model, describe, load_from_flags
 from cli import run, seed_everything
-from data import describe_data, network_input
+from data import describe_data, to_gray
 from flags import add_training_flags
 from metrics import report
-from plots import save_rows
+from plots import save_image_grid
 from runs import run_training
 from training import device_of, evaluate, evaluate_rows, predict, validation_examples
 
@@ -30,14 +30,14 @@ def parse(argv):
 
 def rows_of(images, targets, outputs):
     """Return labeled rows of pictures (N, 3, H, W) in 0..1: what was given, what was made of it, the truth."""
-    gray = network_input(images).expand(-1, 3, -1, -1)
+    gray = to_gray(images).expand(-1, 3, -1, -1)
     return {"gray input": gray, "prediction": outputs.clamp(0, 1), "truth": images.float() / 256}
 
 
-def draw(path, title, net, valid):
+def save_samples(path, title, net, valid):
     """Draw the first ten images."""
     images = valid.images[:10].to(device_of(net))
-    save_rows(path, title, rows_of(images, images, predict(net, images)))
+    save_image_grid(path, title, rows_of(images, images, predict(net, images)))
 
 
 def learning(images):
@@ -48,7 +48,7 @@ def learning(images):
 def gray_copy_error(images):
     """Return the mean squared error of the trivial answer: the gray input as R, G and B."""
     parts = images.split(1000)
-    errors = [F.mse_loss(network_input(part).expand(-1, 3, -1, -1), part.float() / 256) for part in parts]
+    errors = [F.mse_loss(to_gray(part).expand(-1, 3, -1, -1), part.float() / 256) for part in parts]
     return sum(len(part) * error.item() for part, error in zip(parts, errors)) / len(images)
 
 
@@ -60,10 +60,10 @@ def train(args, device):
         checkpoint.data = describe_data(args)
     else:
         kernel, num_filters = args.kernel or 3, args.num_filters or 32
-        net = build(MODEL, kernel, num_filters, 3)
+        net = create_model(MODEL, kernel, num_filters, 3)
         checkpoint = Checkpoint(net, MODEL, kernel, num_filters, data=describe_data(args))
     checkpoint.net.to(device)
-    valid = run_training(args, checkpoint, learning, draw)
+    valid = run_training(args, checkpoint, learning, save_samples)
     error, _ = evaluate(checkpoint.net, valid)
     print_errors(error, valid.images, describe_data(args))
 
@@ -77,7 +77,7 @@ def validate(args, device):
     (error, _), rows = evaluate_rows(net, valid, rows_of)
     print_errors(error, valid.images, describe_data(args))
     path = args.out_dir / "regressioncnn_valid.png"
-    save_rows(path, f"{MODEL}: mean squared error {error:.6f}", {label: row[:10] for label, row in rows.items()})
+    save_image_grid(path, f"{MODEL}: mean squared error {error:.6f}", {label: row[:10] for label, row in rows.items()})
     print(f"saved {path}")
     report(args, rows, {"model": MODEL, "data": describe_data(args)})
 
@@ -92,13 +92,13 @@ def print_errors(error, images, data):
 
 def main(argv):
     args = parse(argv)
-    device = processes.join(args.device)
+    device = distributed.setup(args.device)
     if args.valid or args.epochs is None:
-        processes.refuse_several("--valid")
+        distributed.require_single_process("--valid")
         validate(args, device)
     else:
         train(args, device)
-    processes.leave()
+    distributed.cleanup()
 
 
 if __name__ == "__main__":

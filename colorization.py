@@ -12,21 +12,21 @@ from pathlib import Path
 
 import torch
 
-import processes
-from checkpoint import CLASSIFIERS, Checkpoint, build, describe, load_from_flags
+import distributed
+from checkpoint import CLASSIFIERS, Checkpoint, create_model, describe, load_from_flags
 from cli import UserError, check_writable, number, run, seed_everything
 from colorize import colorize_files
-from data import Quantizer, describe_data, network_input, palette_for
-from decoding import TEMPERATURE, color_error, colors_of_labels, lay_over, palette_picture, smooth_picture
+from data import Quantizer, describe_data, palette_for, to_gray
+from decoding import TEMPERATURE, apply_chroma, chroma_error, decode_annealed_mean, decode_argmax, labels_to_rgb
 from flags import add_training_flags
 from metrics import report
-from plots import save_rows
+from plots import save_image_grid
 from runs import run_training
 from training import (
     class_weights,
     device_of,
     evaluate_rows,
-    figures_in_words,
+    format_metrics,
     loss_and_accuracy,
     predict,
     validation_examples,
@@ -88,34 +88,34 @@ def parse(argv):
 
 def rows_of(images, labels, logits, palette, temperature=TEMPERATURE):
     """Return labeled rows of pictures (N, 3, H, W) in 0..1: what was given, what was made of it, the truth."""
-    gray = network_input(images)
+    gray = to_gray(images)
     return {
         "gray input": gray.expand(-1, 3, -1, -1),
-        "prediction in palette colors": palette_picture(logits, palette),
-        "smooth prediction": smooth_picture(logits, palette, gray, temperature),
-        "truth in palette colors": colors_of_labels(labels, palette),
+        "prediction in palette colors": decode_argmax(logits, palette),
+        "smooth prediction": decode_annealed_mean(logits, palette, gray, temperature),
+        "truth in palette colors": labels_to_rgb(labels, palette),
         "truth": images.float() / 256,
     }
 
 
-def draw(path, title, net, valid, palette, temperature):
+def save_samples(path, title, net, valid, palette, temperature):
     """Draw the first ten images."""
     images = valid.images[:10].to(device_of(net))
-    save_rows(path, title, rows_of(images, valid.targets_of(images), predict(net, images), palette, temperature))
+    save_image_grid(path, title, rows_of(images, valid.targets_of(images), predict(net, images), palette, temperature))
 
 
-def criterion_for(examples, device, args, palette):
-    """Return what training learns from, for Learner."""
+def make_loss_fn(examples, device, args, palette):
+    """Return what training learns from, for Trainer."""
     weights = class_weights(examples, len(palette)).to(device) if args.rebalance else None
     colors = torch.as_tensor(palette, dtype=torch.float32, device=device)
 
-    def criterion(logits, labels, images):
+    def loss_fn(logits, labels, images):
         loss, accuracy = loss_and_accuracy(logits, labels, weights)
         if args.picture_weight:
-            loss = loss + args.picture_weight * color_error(logits, colors, images, args.temperature)
+            loss = loss + args.picture_weight * chroma_error(logits, colors, images, args.temperature)
         return loss, accuracy
 
-    return criterion
+    return loss_fn
 
 
 def train(args, device):
@@ -129,15 +129,15 @@ def train(args, device):
         model, kernel, num_filters = args.model or "UNet", args.kernel or 3, args.num_filters or 32
         palette = palette_for(args)
         seed_everything(args.seed)
-        net = build(model, kernel, num_filters, len(palette))
+        net = create_model(model, kernel, num_filters, len(palette))
         checkpoint = Checkpoint(net, model, kernel, num_filters, palette, describe_data(args))
     checkpoint.net.to(device)
     run_training(
         args,
         checkpoint,
         partial(Quantizer, palette=palette),
-        partial(draw, palette=palette, temperature=args.temperature),
-        partial(criterion_for, args=args, palette=palette),
+        partial(save_samples, palette=palette, temperature=args.temperature),
+        partial(make_loss_fn, args=args, palette=palette),
     )
 
 
@@ -147,12 +147,14 @@ def validate(args, device):
     net, palette = checkpoint.net.to(device), checkpoint.palette
     valid = validation_examples(args, partial(Quantizer, palette=palette), device)
     (loss, accuracy), rows = evaluate_rows(net, valid, partial(rows_of, palette=palette, temperature=args.temperature))
-    figures = figures_in_words(loss, accuracy)
+    figures = format_metrics(loss, accuracy)
     print(f"{describe(checkpoint)}\n{len(valid.images):,} images of {describe_data(args)}: {figures}")
     path = args.out_dir / f"{checkpoint.model.lower()}_valid.png"
-    save_rows(path, f"{checkpoint.model}: {figures}", {label: row[:10] for label, row in rows.items()})
+    save_image_grid(path, f"{checkpoint.model}: {figures}", {label: row[:10] for label, row in rows.items()})
     print(f"saved {path}")
-    smooth_truth = {"truth in palette colors, smooth": lay_over(rows["truth in palette colors"], rows["gray input"])}
+    smooth_truth = {
+        "truth in palette colors, smooth": apply_chroma(rows["truth in palette colors"], rows["gray input"])
+    }
     about = {"model": checkpoint.model, "data": describe_data(args), "loss": loss, "accuracy": accuracy}
     report(args, rows | smooth_truth, about | {"temperature": args.temperature})
 
@@ -183,16 +185,16 @@ def load_classifier(args, path):
 
 def main(argv):
     args = parse(argv)
-    device = processes.join(args.device)
+    device = distributed.setup(args.device)
     if args.colorize or args.valid:
-        processes.refuse_several("--colorize" if args.colorize else "--valid")
+        distributed.require_single_process("--colorize" if args.colorize else "--valid")
     if args.colorize:
         colorize(args, device)
     elif args.valid:
         validate(args, device)
     else:
         train(args, device)
-    processes.leave()
+    distributed.cleanup()
 
 
 if __name__ == "__main__":

@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from cli import UserError, replacing
-from data import network_input
-from decoding import lay_over, palette_picture, smooth_picture
-from photos import picture_files, read_picture
-from plots import save_rows
+from cli import UserError, atomic_write
+from data import to_gray
+from decoding import apply_chroma, decode_annealed_mean, decode_argmax
+from photos import list_image_files, read_image
+from plots import save_image_grid
 
 STRIP = 1 << 20  # pixels that are colored at a time
 SHEET = 10  # pictures on a sheet
 THUMBNAIL = 240  # pixels, the longer side of each there
 
 
-def color_differences(net, palette, image, working_size, decode, temperature):
+def predict_chroma(net, palette, image, working_size, decode, temperature):
     """Return how the colors of an RGB image differ from its gray, as the network sees it small: (1, 3, h, w).
 
     The longer side is scaled to `working_size` pixels at most, both to multiples of 4.
@@ -30,18 +30,18 @@ def color_differences(net, palette, image, working_size, decode, temperature):
     size = [max(4, 4 * round(side * scale / 4)) for side in image.size]
     small = np.array(image.resize(size, Image.Resampling.BOX, reducing_gap=2))  # (h, w, 3)
     device = next(net.parameters()).device
-    gray = network_input(torch.from_numpy(small).permute(2, 0, 1)[None].to(device))  # (1, 1, h, w)
+    gray = to_gray(torch.from_numpy(small).permute(2, 0, 1)[None].to(device))  # (1, 1, h, w)
     net.eval()
     with torch.no_grad():
         logits = net(gray)
     if decode == "smooth":
-        colors = smooth_picture(logits, palette, gray, temperature)
+        colors = decode_annealed_mean(logits, palette, gray, temperature)
     else:
-        colors = palette_picture(logits, palette)
+        colors = decode_argmax(logits, palette)
     return (colors - colors.mean(1, keepdim=True)).cpu()
 
 
-def lay_over_photo(differences, image):
+def colorize_full_size(differences, image):
     """Return an RGB image with small color differences (1, 3, h, w) laid over its gray."""
     width, height = image.size
     planes = [Image.fromarray(plane.numpy()) for plane in differences[0]]
@@ -53,7 +53,7 @@ def lay_over_photo(differences, image):
         box = (0, top * down, differences.shape[3], bottom * down)
         size = width, bottom - top
         enlarged = np.stack([np.array(plane.resize(size, Image.Resampling.BICUBIC, box=box)) for plane in planes])
-        strip = lay_over(torch.from_numpy(enlarged)[None], network_input(pixels))[0]  # (3, rows, width)
+        strip = apply_chroma(torch.from_numpy(enlarged)[None], to_gray(pixels))[0]  # (3, rows, width)
         colored[top:bottom] = strip.mul_(256).round_().clamp_(0, 255).byte().permute(1, 2, 0)
 
     rows = max(1, STRIP // width)  # at a time, so that a great photograph takes little memory
@@ -63,7 +63,7 @@ def lay_over_photo(differences, image):
     return Image.fromarray(colored)
 
 
-def free_name(path):
+def unique_path(path):
     """Return the path, with a number in its name if need be, that no file has yet."""
     path, number = Path(path), 2
     wanted = path
@@ -84,8 +84,8 @@ def save_photo(folder, source, image, alpha):
         path, settings = folder / f"{source.stem}_colored.png", {"format": "PNG", "compress_level": 1}
     if alpha is not None:
         image.putalpha(alpha)
-    path = free_name(path)
-    with replacing(path) as file:
+    path = unique_path(path)
+    with atomic_write(path) as file:
         image.save(file, **settings)
     return path
 
@@ -104,15 +104,15 @@ def colorize_files(paths, folder, net, palette, working_size, decode, temperatur
     """
     out = folder.resolve()  # which may lie in a folder to be colored
     files = [
-        file for path in paths for file in picture_files(path) if file == path or out not in file.resolve().parents
+        file for path in paths for file in list_image_files(path) if file == path or out not in file.resolve().parents
     ]
     sheet = {"before": [], "gray": [], "after": []}
     failed = 0
     for file in tqdm(files, unit="picture", leave=False, disable=None):
         try:
-            image, alpha = read_picture(file)
-            differences = color_differences(net, palette, image, working_size, decode, temperature)
-            colored = lay_over_photo(differences, image)
+            image, alpha = read_image(file)
+            differences = predict_chroma(net, palette, image, working_size, decode, temperature)
+            colored = colorize_full_size(differences, image)
             tqdm.write(f"saved {save_photo(folder, file, colored, alpha)}")
         except UserError as error:
             failed += 1
@@ -123,8 +123,8 @@ def colorize_files(paths, folder, net, palette, working_size, decode, temperatur
             for label, picture in zip(sheet, (before, before.mean(0, keepdim=True), after)):
                 sheet[label].append(picture)
     if sheet["before"]:
-        path = free_name(folder / "before_and_after.png")
-        save_rows(path, "before and after", sheet)
+        path = unique_path(folder / "before_and_after.png")
+        save_image_grid(path, "before and after", sheet)
         print(f"saved {path}")
     if failed or not files:
         raise UserError(f"{failed} of {len(files)} pictures could not be colored" if files else "no pictures there")

@@ -26,9 +26,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from cli import PROJECT, UserError, number, replacing, run
+from cli import PROJECT, UserError, atomic_write, number, run
+from distributed import local_rank0_first
 from photos import folder_images
-from processes import first_goes_first
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SIZE = 32
@@ -36,7 +36,7 @@ ROWS = 10_000
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 FOLDER = "cifar-10-batches-py"
-FEW = 50_000  # images, that may be read through before a run begins
+MAX_SCANNED_IMAGES = 50_000  # images, that may be read through before a run begins
 TIMEOUT = 30  # seconds of silence that end a download
 TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
 TEST_FILES = ["test_batch"]
@@ -101,7 +101,7 @@ def array_images(path, train):
     return torch.from_numpy(array[:-count] if train else array[-count:])
 
 
-def sample_of(images, most=FEW):
+def subsample(images, most=MAX_SCANNED_IMAGES):
     """Return images, or where they are more than `most`, no more of them, evenly spaced."""
     return images[:: -(-len(images) // most)]
 
@@ -120,7 +120,7 @@ def describe_data(args):
     return "sample photographs" if args.data == "sample" else f"the pictures of {args.data}"
 
 
-def network_input(images):
+def to_gray(images):
     """Turn uint8 images (N, 3, H, W) into gray (N, 1, H, W), float32 in [0, 1)."""
     return images.float().mean(1, keepdim=True) / 256
 
@@ -204,7 +204,7 @@ def read_batch(path):
 
 def cifar10_images(data_dir, categories, train):
     """Return CIFAR-10's training or test images of the named classes, uint8 (N, 3, 32, 32)."""
-    with first_goes_first():
+    with local_rank0_first():
         folder = cifar10_folder(data_dir)
     wanted = [CLASSES.index(name) for name in categories]
     kept = []
@@ -250,7 +250,7 @@ def download(url, path, sha256):
     request = urllib.request.Request(url, headers={"User-Agent": "colorization"})
     with (
         urllib.request.build_opener(HttpsRedirects).open(request, timeout=TIMEOUT) as response,
-        replacing(path) as file,
+        atomic_write(path) as file,
     ):
         digest, total = hashlib.sha256(), int(response.headers.get("Content-Length") or 0)
         with tqdm(total=total or None, unit="B", unit_scale=True, desc=Path(path).name, leave=False) as bar:
@@ -326,13 +326,13 @@ def sample_images(train):
     return torch.from_numpy(np.stack(crops)[order]).permute(0, 3, 1, 2).contiguous()
 
 
-def color_codes(images):
+def pack_rgb(images):
     """Return each pixel's color as one number R·65536 + G·256 + B: (N, 3, H, W) -> int32 (N, H, W)."""
     red, green, blue = images.int().unbind(1)
     return (red << 16) | (green << 8) | blue
 
 
-def colors_of(codes):
+def unpack_rgb(codes):
     """Turn color numbers (M,) back into colors (M, 3), float64, byte / 256."""
     return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1) / 256
 
@@ -358,10 +358,10 @@ def distinct_colors(images):
     """Return the colors that occur, (M, 3) float64 byte / 256, their numbers (M,) and their counts (M,)."""
     counts = torch.zeros(1 << 24, dtype=torch.int32)
     for part in images.split(4096):
-        codes = color_codes(part).flatten()
+        codes = pack_rgb(part).flatten()
         counts.index_add_(0, codes, torch.ones_like(codes))
     codes = counts.nonzero()[:, 0]
-    return colors_of(codes.numpy()), codes, counts[codes]
+    return unpack_rgb(codes.numpy()), codes, counts[codes]
 
 
 class Quantizer:
@@ -374,19 +374,19 @@ class Quantizer:
 
     def __init__(self, images, palette):
         table = torch.zeros(1 << 24, dtype=torch.uint8)
-        if len(images) > FEW:
+        if len(images) > MAX_SCANNED_IMAGES:
             table.fill_(1)
         else:
             for part in images.split(4096):
-                table[color_codes(part).cpu()] = 1
+                table[pack_rgb(part).cpu()] = 1
         for codes in table.nonzero()[:, 0].split(1 << 20):
-            table[codes] = torch.from_numpy(nearest_color(colors_of(codes.numpy()), palette)[0])
+            table[codes] = torch.from_numpy(nearest_color(unpack_rgb(codes.numpy()), palette)[0])
         self.table = table
 
     def __call__(self, images):
         """Return the label of every pixel: uint8 (N, 3, H, W) -> uint8 (N, H, W)."""
         self.table = self.table.to(images.device)
-        return self.table[color_codes(images)]
+        return self.table[pack_rgb(images)]
 
 
 def fit_palette(images, num_colors, seed=0):
@@ -470,7 +470,7 @@ def palette_for(args):
     if args.data == "cifar10" and shipped.exists():
         return load_palette(shipped)
     print(f"fitting a palette of {colors} colors to the training images", flush=True)
-    return fit_palette(sample_of(load_images(args, train=True)), int(colors), getattr(args, "seed", 0))[0]
+    return fit_palette(subsample(load_images(args, train=True)), int(colors), getattr(args, "seed", 0))[0]
 
 
 def main(argv):
@@ -496,8 +496,8 @@ def main(argv):
     if args.data != "cifar10" and not args.output:
         raise UserError(f"--data {args.data} needs --output FILE: the palettes in color/ are those of CIFAR-10")
 
-    palette, distance = fit_palette(sample_of(load_images(args, train=True)), args.colors, args.seed)
-    with replacing(output) as file:
+    palette, distance = fit_palette(subsample(load_images(args, train=True)), args.colors, args.seed)
+    with atomic_write(output) as file:
         np.save(file, palette, allow_pickle=False)
     print(f"mean distance of a pixel to its color: {distance:.5f} (RGB, byte / 256)")
     print(f"saved {output}")

@@ -78,6 +78,7 @@ def add_training_flags(parser, epochs):
     parser.add_argument(
         "-l",
         "--learn-rate",
+        dest="learning_rate",
         type=number(float, 1e-8, 10, "a learning rate"),
         default=0.04,
         metavar="RATE",

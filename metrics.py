@@ -4,16 +4,16 @@ import numpy as np
 import torch
 
 from cli import write_json
-from data import load_images, sample_of
-from decoding import lay_over
+from data import load_images, subsample
+from decoding import apply_chroma
 
-QUICK = {"psnr": "PSNR (dB)", "colorfulness": "colorfulness"}
-THOROUGH = {"ssim": "SSIM", "ciede2000": "CIEDE2000", "auc": "AuC", "balanced_auc": "balanced AuC"}
+BASIC = {"psnr": "PSNR (dB)", "colorfulness": "colorfulness"}
+PERCEPTUAL = {"ssim": "SSIM", "ciede2000": "CIEDE2000", "auc": "AuC", "balanced_auc": "balanced AuC"}
 WIDEST_DISTANCE = 150  # in ab, at which Zhang et al. 2016 end their curve
 BIN = 10  # units of ab, the width of their classes of colors
 
 
-def decibels(error):
+def psnr(error):
     """Return the peak signal-to-noise ratio of mean squared errors, for values in 0..1."""
     return -10 * torch.log10(error)
 
@@ -27,7 +27,7 @@ def colorfulness(pictures):
 
 
 def measure(pictures, truth, thorough=False):
-    """Return figures of labeled pictures, {label: {figure: {"all": number, "each": [number]}}}.
+    """Return figures of labeled pictures, {label: {figure: {"mean": number, "per_image": [number]}}}.
 
     PSNR in all comes from the mean squared error over all pixels, the others are the
     mean over images. `thorough` adds, at some seconds per thousand small pictures:
@@ -37,25 +37,25 @@ def measure(pictures, truth, thorough=False):
     """
     result = {}
     true_lab = lab(truth) if thorough else None
-    weights = rarity(true_lab) if thorough else None
+    weights = rarity_weights(true_lab) if thorough else None
     for label, picture in pictures.items():
         error = ((picture - truth) ** 2).mean((1, 2, 3))  # (N,)
         figures = {
-            "psnr": {"all": decibels(error.mean()), "each": decibels(error)},
-            "colorfulness": mean_and_each(colorfulness(picture)),
+            "psnr": {"mean": psnr(error.mean()), "per_image": psnr(error)},
+            "colorfulness": mean_and_per_image(colorfulness(picture)),
         }
         if thorough:
             figures |= compare(picture, lab(picture), truth, true_lab, weights)
-        result[label] = {name: {part: listed(value) for part, value in both.items()} for name, both in figures.items()}
+        result[label] = {name: {part: to_json(value) for part, value in both.items()} for name, both in figures.items()}
     return result
 
 
-def mean_and_each(values):
+def mean_and_per_image(values):
     """Return the mean of an array's or tensor's values, and them."""
-    return {"all": values.mean(), "each": values}
+    return {"mean": values.mean(), "per_image": values}
 
 
-def listed(values):
+def to_json(values):
     """Return a tensor or array as a number or list of numbers of six digits; infinite PSNR as None."""
     values = np.asarray(values, np.float64)
     rounded = np.where(np.isfinite(values), np.round(values, 6), np.nan).tolist()
@@ -79,10 +79,10 @@ def compare(picture, picture_lab, truth, true_lab, weights):
     nearness = nearness.clip(0)  # (N, H, W): the share of the distances at which a pixel counts as right
     balanced = (weights * nearness).sum((1, 2)) / weights.sum((1, 2))
     return {
-        "ssim": mean_and_each(structural_similarity(picture, truth)),
-        "ciede2000": mean_and_each(deltaE_ciede2000(picture_lab, true_lab).mean((1, 2))),
-        "auc": mean_and_each(nearness.mean((1, 2))),
-        "balanced_auc": {"all": np.average(nearness, weights=weights), "each": balanced},
+        "ssim": mean_and_per_image(structural_similarity(picture, truth)),
+        "ciede2000": mean_and_per_image(deltaE_ciede2000(picture_lab, true_lab).mean((1, 2))),
+        "auc": mean_and_per_image(nearness.mean((1, 2))),
+        "balanced_auc": {"mean": np.average(nearness, weights=weights), "per_image": balanced},
     }
 
 
@@ -97,7 +97,7 @@ def structural_similarity(pictures, truth):
     return inner.mean((1, 2, 3), dtype=np.float64)
 
 
-def rarity(true_lab):
+def rarity_weights(true_lab):
     """Return a weight for every pixel, (N, H, W), the greater the rarer its true color is in ab.
 
     Zhang et al. 2016, equation 4 with λ = 0: one over the share of the pixel's bin, the
@@ -120,15 +120,15 @@ def report(args, rows, about):
     the dict `about` holds.
     """
     if args.json:
-        mean = sample_of(load_images(args, train=True)).mean((0, 2, 3), dtype=torch.float32) / 256
+        mean = subsample(load_images(args, train=True)).mean((0, 2, 3), dtype=torch.float32) / 256
         gray = rows["gray input"][:, :1]
-        rows = rows | {"mean training color": lay_over(mean.view(1, 3, 1, 1), gray)}
+        rows = rows | {"mean training color": apply_chroma(mean.view(1, 3, 1, 1), gray)}
     figures = measure(rows, rows["truth"], thorough=args.json)
-    columns = QUICK | THOROUGH if args.json else QUICK
+    columns = BASIC | PERCEPTUAL if args.json else BASIC
     width = max(map(len, figures))
     print(" " * width, *(f"{words:>13}" for words in columns.values()))
     for label, row in figures.items():
-        values = (row[name]["all"] for name in columns)
+        values = (row[name]["mean"] for name in columns)
         print(f"{label:<{width}}", *(f"{'-' if value is None else f'{value:.4g}':>13}" for value in values))
     if args.json:
         write_json(args.json, about | {"pictures": figures})

@@ -29,14 +29,14 @@ class MyConv2d(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel_size
-        self.padding = (self.span() - 1) // 2 if padding is None else padding
+        self.padding = (self.effective_size() - 1) // 2 if padding is None else padding
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels))
         bound = 1 / math.sqrt(in_channels * kernel_size**2)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def span(self):
+    def effective_size(self):
         """Return how many pixels the filter covers along one side."""
         return self.kernel_size
 
@@ -71,11 +71,13 @@ class MyDilatedConv2d(MyConv2d):
         self.dilation = dilation
         super().__init__(in_channels, out_channels, kernel_size, padding)
 
-    def span(self):
+    def effective_size(self):
         return self.kernel_size + (self.kernel_size - 1) * self.dilation
 
     def filters(self):
-        spread = self.weight.new_zeros(self.out_channels, self.in_channels, self.span(), self.span())
+        spread = self.weight.new_zeros(
+            self.out_channels, self.in_channels, self.effective_size(), self.effective_size()
+        )
         spread[:, :, :: self.dilation + 1, :: self.dilation + 1] = self.weight
         return spread
 
@@ -83,17 +85,17 @@ class MyDilatedConv2d(MyConv2d):
         return f"{super().extra_repr()}, dilation={self.dilation}"
 
 
-def down(conv):
+def down_block(conv):
     """A stage that halves the size: convolution, max-pooling, batch norm, ReLU."""
     return nn.Sequential(conv, nn.MaxPool2d(2), nn.BatchNorm2d(conv.out_channels), nn.ReLU())
 
 
-def same(conv):
+def conv_block(conv):
     """A stage that keeps the size: convolution, batch norm, ReLU."""
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU())
 
 
-def up(conv):
+def up_block(conv):
     """A stage that doubles the size: convolution, upsampling, batch norm, ReLU.
 
     The upsampling runs last, where it costs a quarter: nearest upsampling repeats
@@ -127,11 +129,11 @@ class CNN(nn.Module):
     def __init__(self, kernel, num_filters, num_colors):
         super().__init__()
         conv, f = self.conv, num_filters
-        self.downconv1 = down(conv(1, f, kernel, padding=kernel // 2))
-        self.downconv2 = down(conv(f, 2 * f, kernel, padding=kernel // 2))
-        self.rfconv = same(conv(2 * f, 2 * f, kernel, padding=kernel // 2))
-        self.upconv1 = up(conv(2 * f, f, kernel, padding=kernel // 2))
-        self.upconv2 = up(conv(f, num_colors, kernel, padding=kernel // 2))
+        self.downconv1 = down_block(conv(1, f, kernel, padding=kernel // 2))
+        self.downconv2 = down_block(conv(f, 2 * f, kernel, padding=kernel // 2))
+        self.rfconv = conv_block(conv(2 * f, 2 * f, kernel, padding=kernel // 2))
+        self.upconv1 = up_block(conv(2 * f, f, kernel, padding=kernel // 2))
+        self.upconv2 = up_block(conv(f, num_colors, kernel, padding=kernel // 2))
         self.finalconv = conv(num_colors, num_colors, kernel, padding=kernel // 2)
 
     def forward(self, x):  # (N, 1, 32, 32)
@@ -162,14 +164,14 @@ class UNet(nn.Module):
     def __init__(self, kernel, num_filters, num_colors):
         super().__init__()
         f = num_filters
-        self.downconv1 = down(MyConv2d(1, f, kernel))
-        self.downconv2 = down(MyConv2d(f, 2 * f, kernel))
-        self.rfconv = same(self.middle(2 * f, 2 * f, kernel))
-        self.upconv1 = up(MyConv2d(2 * f + 2 * f, f, kernel))
-        self.upconv2 = up(MyConv2d(f + f, num_colors, kernel))
+        self.downconv1 = down_block(MyConv2d(1, f, kernel))
+        self.downconv2 = down_block(MyConv2d(f, 2 * f, kernel))
+        self.rfconv = conv_block(self.bottleneck(2 * f, 2 * f, kernel))
+        self.upconv1 = up_block(MyConv2d(2 * f + 2 * f, f, kernel))
+        self.upconv2 = up_block(MyConv2d(f + f, num_colors, kernel))
         self.finalconv = MyConv2d(num_colors + 1, num_colors, kernel)
 
-    middle = MyConv2d
+    bottleneck = MyConv2d
 
     def forward(self, x):  # (N, 1, 32, 32)
         check_size(x)
@@ -184,7 +186,7 @@ class UNet(nn.Module):
 class DilatedUNet(UNet):
     """UNet whose middle convolution is dilated: it sees 5x5 with the weights of 3x3."""
 
-    middle = MyDilatedConv2d
+    bottleneck = MyDilatedConv2d
 
 
 NETWORKS = {"RegressionCNN": RegressionCNN, "CNN": CNN, "UNet": UNet, "DUNet": DilatedUNet}

@@ -15,7 +15,7 @@ from cli import UserError
 VALIDATION_SHARE = 0.2  # of a folder's pictures
 
 
-def picture_files(path):
+def list_image_files(path):
     """Return the picture files of a folder and its subfolders, by their endings, sorted; or the file itself."""
     path = Path(path)
     if not path.is_dir():
@@ -24,7 +24,7 @@ def picture_files(path):
     return sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
 
 
-def read_picture(path):
+def read_image(path):
     """Return a picture as it is to be seen: (an RGB image of 8 bits, its alpha channel or None).
 
     Turns it upright, takes the first frame, and of 16 bits the upper 8. Raises
@@ -34,7 +34,7 @@ def read_picture(path):
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
             alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-            return eight_bits(image).convert("RGB"), alpha
+            return to_uint8(image).convert("RGB"), alpha
     except Image.DecompressionBombError as error:
         limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
         raise UserError(f"{path}: has more than {limit} million pixels; scale it down first") from error
@@ -44,7 +44,7 @@ def read_picture(path):
         raise UserError(f"{path}: cannot read this picture ({getattr(error, 'strerror', None) or error})") from error
 
 
-def eight_bits(image):
+def to_uint8(image):
     """Return a gray image of 16 or 32 bits, or of floats up to 1 or 255, as one of 8 bits; others as they are."""
     if image.mode.startswith("I"):  # 16 bits, kept in 16 or 32
         values = np.asarray(image).clip(0, 65535) >> 8
@@ -56,9 +56,9 @@ def eight_bits(image):
     return Image.fromarray(values.astype(np.uint8))
 
 
-def small_square(path, size):
+def load_square(path, size):
     """Return the middle square of a picture, scaled to uint8 (3, size, size)."""
-    square = ImageOps.fit(read_picture(path)[0], (size, size), Image.Resampling.LANCZOS)
+    square = ImageOps.fit(read_image(path)[0], (size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
@@ -69,14 +69,14 @@ def folder_images(folder, train, size):
     One in five is for validation, the same ones every time. What cannot be read is left
     out, with a line that says so. Raises UserError where too few are left.
     """
-    files = picture_files(folder)
+    files = list_image_files(folder)
     order = np.random.default_rng(0).permutation(len(files))
     count = round(len(files) * VALIDATION_SHARE)
     chosen = np.sort(order[count:] if train else order[:count])
 
     def read(number):
         try:
-            return small_square(files[number], size)
+            return load_square(files[number], size)
         except UserError as error:
             tqdm.write(f"left out: {error}")
 

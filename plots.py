@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 
-from cli import replacing
+from cli import atomic_write
 
 
 def new_figure(**settings):
@@ -17,11 +17,11 @@ def new_figure(**settings):
 
 def save(figure, path):
     """Write a figure as PNG, whole or not at all."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=100, bbox_inches="tight", facecolor="white")
 
 
-def save_rows(path, title, rows):
+def save_image_grid(path, title, rows):
     """Write labeled rows of images: `rows` maps a label to images (3, H, W) or (1, H, W), tensors in 0..1.
 
     All are drawn into one large image on white, since 50 axes take two seconds.

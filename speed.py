@@ -20,8 +20,8 @@ def choose_precision(name, device):
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
-class FastStep:
-    """learner.step, made faster as --compile says, with the same results.
+class GraphedStep:
+    """trainer.step, made faster as --compile says, with the same results.
 
     Networks this small keep a GPU waiting for Python: on CUDA a few steps are run to
     warm up, one is recorded in a CUDA graph, and the rest repeat that. With `compile`
@@ -31,52 +31,52 @@ class FastStep:
 
     WARM_UP = 3  # steps before recording, in which libraries choose algorithms and set up memory
 
-    def __init__(self, learner, compile, capture):
-        self.learner = learner
+    def __init__(self, trainer, compile, capture):
+        self.trainer = trainer
         self.compiled = compile == "on"
         self.captured = compile != "off" and capture
         self.calls = 0
         self.graph = None
 
     def __call__(self, images, rates):
-        """Take a step from images (N, 3, H, W), uint8, as Learner.step does."""
+        """Take a step from images (N, 3, H, W), uint8, as Trainer.step does."""
         self.calls += 1
         if self.calls == 1:
             self.full = len(images)  # of all batches but an epoch's last
             if self.compiled:
-                return self.or_plainly(self.compile_step, images, rates)
+                return self.with_eager_fallback(self.compile_step, images, rates)
         if not self.captured or len(images) != self.full:
-            return self.learner.step(images, rates)
+            return self.trainer.step(images, rates)
         if self.calls <= self.WARM_UP:
-            return self.on_side_stream(images, rates)
+            return self.warmup_step(images, rates)
         if self.graph is None:
-            return self.or_plainly(self.capture_step, images, rates)
+            return self.with_eager_fallback(self.capture_step, images, rates)
         return self.replay(images, rates)
 
-    def or_plainly(self, faster, *batch):
+    def with_eager_fallback(self, faster, *batch):
         """Return what faster() does of a batch, or where it fails what the plain step does."""
-        before = copy.deepcopy(self.learner.state())
+        before = copy.deepcopy(self.trainer.state())
         try:
             return faster(*batch)
         except Exception as error:  # a compiler may fail in any way
             why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             print(f"--compile: {faster.__doc__} fails ({why:.150}); training goes on without", flush=True)
         self.captured = False
-        self.learner.uncompile()
-        self.learner.restore(before)
-        return self.learner.step(*batch)
+        self.trainer.uncompile()
+        self.trainer.restore(before)
+        return self.trainer.step(*batch)
 
     def compile_step(self, *batch):
         """compiling the network"""
-        self.learner.forward.compile(dynamic=False)
-        return self.learner.step(*batch)
+        self.trainer.forward.compile(dynamic=False)
+        return self.trainer.step(*batch)
 
-    def on_side_stream(self, *batch):
+    def warmup_step(self, *batch):
         """Take a plain step where a recording is possible later."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            figures = self.learner.step(*batch)
+            figures = self.trainer.step(*batch)
         torch.cuda.current_stream().wait_stream(stream)
         return figures
 
@@ -84,7 +84,7 @@ class FastStep:
         """recording a step in a CUDA graph"""
         self.inputs, graph = [tensor.clone() for tensor in batch], torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self.figures = self.learner.step(*self.inputs)
+            self.figures = self.trainer.step(*self.inputs)
         self.graph = graph
         return self.replay(*batch)
 

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-import processes
+import distributed
 from cli import UserError
-from data import FEW, load_images, network_input, sample_of
-from speed import FastStep
+from data import MAX_SCANNED_IMAGES, load_images, subsample, to_gray
+from speed import GraphedStep
 
 AUGMENTATIONS = ("mirror", "upside-down", "shift-x", "shift-y")
 
 
-class Examples(NamedTuple):
+class ImageDataset(NamedTuple):
     """Images to learn from or to measure by, and what a network should make of some of them."""
 
     images: torch.Tensor  # (N, 3, H, W) uint8
@@ -34,21 +34,21 @@ def training_examples(args, learning, device):
     learning(images) returns their targets_of.
     """
     images = load_images(args, train=True)
-    return examples_on(device, hold_out(images, args.holdout)[0] if args.holdout else images, learning)
+    return make_dataset(device, hold_out(images, args.holdout)[0] if args.holdout else images, learning)
 
 
 def validation_examples(args, learning, device):
     """Return the test examples, or with --holdout those that it keeps of the training images."""
     if args.holdout:
-        return examples_on(device, hold_out(load_images(args, train=True), args.holdout)[1], learning)
-    return examples_on(device, load_images(args, train=False), learning)
+        return make_dataset(device, hold_out(load_images(args, train=True), args.holdout)[1], learning)
+    return make_dataset(device, load_images(args, train=False), learning)
 
 
-def examples_on(device, images, learning):
+def make_dataset(device, images, learning):
     """Put images on the device, where half its free memory holds them, and find what finds their targets."""
     if device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         images = images.to(device)
-    return Examples(images, learning(images))
+    return ImageDataset(images, learning(images))
 
 
 def hold_out(images, count):
@@ -58,7 +58,7 @@ def hold_out(images, count):
     """
     if count >= len(images):
         raise UserError(f"--holdout {count}: there are only {len(images):,} training images")
-    if len(images) > FEW:
+    if len(images) > MAX_SCANNED_IMAGES:
         return images[:-count], images[-count:]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     return images[order[count:].sort().values], images[order[:count].sort().values]
@@ -70,7 +70,7 @@ def class_weights(examples, num_colors, uniform=0.5):
     One over the color's share of the pixels mixed with the same share for all (Zhang et
     al. 2016, equation 4, λ = `uniform`; a palette's colors need no smoothing over bins).
     """
-    parts = sample_of(examples.images).split(1000)
+    parts = subsample(examples.images).split(1000)
     counts = sum(torch.bincount(examples.targets_of(part).flatten(), minlength=num_colors) for part in parts)
     shares = counts / counts.sum()
     weights = 1 / ((1 - uniform) * shares + uniform / num_colors)
@@ -102,7 +102,7 @@ def predict(net, images, batch_size=100):
     """Return the network's outputs in evaluation mode for uint8 images (N, 3, H, W), on its device."""
     was_training, device = net.training, device_of(net)
     net.eval()
-    outputs = torch.cat([net(network_input(part.to(device))) for part in images.split(batch_size)])
+    outputs = torch.cat([net(to_gray(part.to(device))) for part in images.split(batch_size)])
     net.train(was_training)
     return outputs
 
@@ -116,7 +116,7 @@ def evaluate(net, examples, batch_size=None, also=None):
     device = device_of(net)
     batch_size = batch_size or (1000 if device.type == "cuda" else 100)  # what the cache holds, or a GPU needs
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    mine = examples.images if also else examples.images[processes.rank() :: processes.count()]
+    mine = examples.images if also else examples.images[distributed.rank() :: distributed.world_size()]
     for images in mine.split(batch_size) if len(mine) else ():
         images = images.to(device)
         outputs, targets = predict(net, images, batch_size), examples.targets_of(images)
@@ -124,7 +124,7 @@ def evaluate(net, examples, batch_size=None, also=None):
         if also:
             also(images, targets, outputs)
     if not also:
-        sums = processes.summed(sums)
+        sums = distributed.all_reduce_sum(sums)
     return tuple((sums / len(examples.images)).tolist())
 
 
@@ -138,7 +138,7 @@ def evaluate_rows(net, examples, rows_of):
     return figures, {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
 
 
-def augmented(images, ways):
+def augment(images, ways):
     """Change images (N, 3, H, W) in the named `ways`, each at random: mirror, upside-down or not, shift by a pixel.
 
     Borders are mirrored.
@@ -146,7 +146,7 @@ def augmented(images, ways):
     count, height, width = len(images), *images.shape[-2:]
     device = images.device
 
-    def taken_from(size, shift, flip):  # the row or column that each pixel is taken from, (N, size)
+    def source_indices(size, shift, flip):  # the row or column that each pixel is taken from, (N, size)
         by = torch.randint(-1, 2, (count, 1), device=device) if shift in ways else 0
         wanted = (torch.arange(size, device=device) + by).abs().expand(count, size)
         wanted = torch.where(wanted < size, wanted, 2 * (size - 1) - wanted)
@@ -154,7 +154,7 @@ def augmented(images, ways):
             wanted = torch.where(torch.rand(count, 1, device=device) < 0.5, wanted.flip(1), wanted)
         return wanted
 
-    rows, columns = taken_from(height, "shift-y", "upside-down"), taken_from(width, "shift-x", "mirror")
+    rows, columns = source_indices(height, "shift-y", "upside-down"), source_indices(width, "shift-x", "mirror")
 
     images = images.gather(2, rows.view(count, 1, height, 1).expand_as(images))
     return images.gather(3, columns.view(count, 1, 1, width).expand_as(images))
@@ -174,7 +174,7 @@ class Adam:
         self.squares = [torch.zeros_like(p) for p in self.parameters]
 
     @torch.no_grad()
-    def step(self, learn_rate):
+    def step(self, learning_rate):
         """Move the parameters by their gradients, and forget those. The rate may be a tensor."""
         self.steps += 1
         torch._fused_adam_(
@@ -184,7 +184,7 @@ class Adam:
             self.squares,
             [],
             [self.steps] * len(self.parameters),
-            lr=learn_rate,
+            lr=learning_rate,
             beta1=self.betas[0],
             beta2=self.betas[1],
             weight_decay=0.0,
@@ -206,7 +206,7 @@ def one_cycle(progress, warm_up=0.3):
     return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
 
 
-def averaging_share(steps):
+def averaging_weight(steps):
     """Return the share of the latest weights in their average, after step number `steps`, from 1.
 
     Polynomial-decay averaging (Shamir and Zhang 2013, section 4, η = 8): the average
@@ -216,7 +216,7 @@ def averaging_share(steps):
 
 
 @torch.no_grad()
-def average_in(net, trained, share):
+def update_average(net, trained, share):
     """Move net's weights and statistics toward those of `trained` by this share of the way."""
     for average, latest in ((net.parameters(), trained.parameters()), (net.buffers(), trained.buffers())):
         floats = [pair for pair in zip(average, latest) if pair[0].is_floating_point()]
@@ -227,7 +227,7 @@ def average_in(net, trained, share):
             torch._foreach_add_(average, way)
 
 
-def keep_freed_memory():
+def tune_malloc():
     """Have glibc keep what tensors free for the next ones.
 
     It returns large blocks to the system and gets them anew, page by page, at every
@@ -239,26 +239,26 @@ def keep_freed_memory():
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
-def plain_criterion(outputs, targets, images):
+def plain_loss_fn(outputs, targets, images):
     """Return the loss to learn from, and the accuracy, as loss_and_accuracy() has them."""
     return loss_and_accuracy(outputs, targets)
 
 
-class Learner:
+class Trainer:
     """A network in training: `trained` takes the optimizer's steps, `net` holds their average.
 
     `forward` is `trained`, which with several processes averages their gradients. Batch
     norm's statistics are then on CUDA those of the whole batch, on the CPU the first process's.
-    `augment` names ways of augmented(), criterion(outputs, targets, images) gives a
+    `augment` names ways of augment(), loss_fn(outputs, targets, images) gives a
     batch's loss and accuracy, and `precision` is the arithmetic's torch.dtype.
     """
 
-    def __init__(self, net, examples, augment=(), criterion=plain_criterion, precision=torch.float32):
+    def __init__(self, net, examples, augment=(), loss_fn=plain_loss_fn, precision=torch.float32):
         self.net, self.examples = net, examples
-        self.augment, self.criterion, self.precision = augment, criterion, precision
+        self.augment, self.loss_fn, self.precision = augment, loss_fn, precision
         self.device = device_of(net)
         self.trained = copy.deepcopy(net)
-        if processes.count() > 1 and self.device.type == "cuda":
+        if distributed.world_size() > 1 and self.device.type == "cuda":
             self.trained = nn.SyncBatchNorm.convert_sync_batchnorm(self.trained)
         self.uncompile()
         self.optimizer = Adam(self.trained.parameters())
@@ -266,7 +266,7 @@ class Learner:
     def uncompile(self):
         """Have `forward` be what PyTorch's compiler has not touched."""
         self.trained._compiled_call_impl = None
-        several = processes.count() > 1
+        several = distributed.world_size() > 1
         self.forward = nn.parallel.DistributedDataParallel(self.trained) if several else self.trained
 
     def step(self, images, rates):
@@ -275,13 +275,13 @@ class Learner:
         `rates`, (3,) float32 on the device: the learning rate, the share in the average,
         and the weight of this process's part of the batch. Nothing here waits for the device.
         """
-        images = augmented(images, self.augment)
+        images = augment(images, self.augment)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            outputs = self.forward(network_input(images))
-        loss, accuracy = self.criterion(outputs.float(), self.examples.targets_of(images), images)
+            outputs = self.forward(to_gray(images))
+        loss, accuracy = self.loss_fn(outputs.float(), self.examples.targets_of(images), images)
         (loss * rates[2]).backward()
         self.optimizer.step(rates[0])
-        average_in(self.net, self.trained, rates[1])
+        update_average(self.net, self.trained, rates[1])
         return torch.stack([loss.detach(), accuracy])
 
     def state(self):
@@ -308,34 +308,34 @@ class Learner:
             torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
-def train_epoch(learner, step, learn_rates, batch_size):
+def train_epoch(trainer, step, learning_rates, batch_size):
     """Pass once over all examples in random order; return the mean (loss, accuracy) along the way.
 
-    step(images, rates) is the learner's or a faster one, and `learn_rates` an iterator
+    step(images, rates) is the trainer's or a faster one, and `learning_rates` an iterator
     over the steps' learning rates. Each process learns from its part of every batch.
     Raises NotFinite.
     """
-    learner.forward.train()
-    images, rank, several = learner.examples.images, processes.rank(), processes.count()
-    order = processes.of_first(torch.randperm(len(images), device=learner.device)).to(images.device)
+    trainer.forward.train()
+    images, rank, several = trainer.examples.images, distributed.rank(), distributed.world_size()
+    order = distributed.broadcast_from_rank0(torch.randperm(len(images), device=trainer.device)).to(images.device)
     if rank:  # else all would augment alike; anew in every epoch, so that --resume need not know
         torch.manual_seed(int(order[0]) * several + rank)
     batches = order.split(batch_size)
     shares = [len(batch[rank::several]) / len(batch) for batch in batches]
-    done = int(learner.optimizer.steps)
+    done = int(trainer.optimizer.steps)
     rates = torch.tensor(
         [
-            (next(learn_rates), averaging_share(number), share * several)
+            (next(learning_rates), averaging_weight(number), share * several)
             for number, share in enumerate(shares, done + 1)
         ],
-        device=learner.device,
+        device=trainer.device,
     )
     figures = []
     for number, batch in enumerate(tqdm(batches, leave=False, disable=True if rank else None, unit="step")):
         mine = batch[rank::several]
         mine = mine if len(mine) else batch[:1]  # a last batch of fewer images than processes: counts nothing
-        figures.append(step(images[mine].to(learner.device), rates[number]) * shares[number])
-    figures = processes.summed(torch.stack(figures).double()).cpu()  # (steps, 2)
+        figures.append(step(images[mine].to(trainer.device), rates[number]) * shares[number])
+    figures = distributed.all_reduce_sum(torch.stack(figures).double()).cpu()  # (steps, 2)
     if not figures[:, 0].isfinite().all():
         raise NotFinite(figures[:, 0].isfinite().int().argmin().item() + 1)
     counts = torch.tensor([len(batch) for batch in batches])
@@ -353,10 +353,10 @@ def train(
     *,
     epochs,
     batch_size,
-    learn_rate,
+    learning_rate,
     augment,
     log,
-    criterion=plain_criterion,
+    loss_fn=plain_loss_fn,
     precision=torch.float32,
     compile="off",
     first_epoch=1,
@@ -364,33 +364,33 @@ def train(
 ):
     """Train with Adam under a one-cycle learning rate; the network ends with averaged weights.
 
-    `augment`, `criterion` and `precision` are those of Learner, `compile` that of
-    FastStep. Epochs count from `first_epoch`.
-    Calls log(row, state) after each, with a dict of its figures and the learner's state.
+    `augment`, `loss_fn` and `precision` are those of Trainer, `compile` that of
+    GraphedStep. Epochs count from `first_epoch`.
+    Calls log(row, state) after each, with a dict of its figures and the trainer's state.
     `resumed`, (epoch, state), goes on after that epoch. Raises UserError if the loss
     is not finite.
     """
-    keep_freed_memory()
-    learner = Learner(net, examples, augment, criterion, precision)
-    step = FastStep(learner, compile, capture=learner.device.type == "cuda" and processes.count() == 1)
+    tune_malloc()
+    trainer = Trainer(net, examples, augment, loss_fn, precision)
+    step = GraphedStep(trainer, compile, capture=trainer.device.type == "cuda" and distributed.world_size() == 1)
     done = 0
     if resumed:
         done = resumed[0] - first_epoch + 1
-        learner.restore(resumed[1])
+        trainer.restore(resumed[1])
     steps_per_epoch = math.ceil(len(examples.images) / batch_size)
     steps = epochs * steps_per_epoch
-    learn_rates = (learn_rate * one_cycle(step / steps) for step in range(done * steps_per_epoch, steps))
+    learning_rates = (learning_rate * one_cycle(step / steps) for step in range(done * steps_per_epoch, steps))
     for epoch in range(first_epoch + done, first_epoch + epochs):
         start = time.perf_counter()
         try:
-            train_loss, train_accuracy = train_epoch(learner, step, learn_rates, batch_size)
+            train_loss, train_accuracy = train_epoch(trainer, step, learning_rates, batch_size)
         except NotFinite as error:
             raise UserError(
                 f"the loss is no longer finite in step {error} of epoch {epoch}; the checkpoint is of the epoch "
-                f"before: train again with a smaller --learn-rate than {learn_rate:g}"
+                f"before: train again with a smaller --learn-rate than {learning_rate:g}"
             ) from error
         for statistic in net.buffers():
-            processes.of_first(statistic)
+            distributed.broadcast_from_rank0(statistic)
         valid_loss, valid_accuracy = evaluate(net, valid)
         row = {
             "epoch": epoch,
@@ -398,12 +398,12 @@ def train(
             "train_accuracy": train_accuracy,
             "valid_loss": valid_loss,
             "valid_accuracy": valid_accuracy,
-            "learning_rate": learn_rate * one_cycle((epoch - first_epoch + 1) / epochs),
+            "learning_rate": learning_rate * one_cycle((epoch - first_epoch + 1) / epochs),
             "seconds": time.perf_counter() - start,
         }
-        log(row, learner.state())
+        log(row, trainer.state())
 
 
-def figures_in_words(loss, accuracy):
+def format_metrics(loss, accuracy):
     """Return validation figures in words; an accuracy of not-a-number is left out."""
     return f"validation loss {loss:.5f}" + ("" if math.isnan(accuracy) else f", accuracy {accuracy:.2%}")

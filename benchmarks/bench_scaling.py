@@ -24,12 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from checkpoint import build
+from checkpoint import create_model
 from cli import choose_device
 from data import Quantizer, array_images, load_palette, palette_path
 from plots import new_figure, save
-from speed import FastStep, choose_precision
-from training import Learner, examples_on, keep_freed_memory
+from speed import GraphedStep, choose_precision
+from training import Trainer, make_dataset, tune_malloc
 
 BATCH = 100
 STEPS = 60  # timed, of each measurement; fewer of larger networks
@@ -48,16 +48,16 @@ def write_images(path, count):
 
 def stepper(images, palette, num_filters, device):
     """Return what takes steps from random ones of the images, and tells from how many."""
-    examples = examples_on(device, images, partial(Quantizer, palette=palette))
-    learner = Learner(
-        build("UNet", 3, num_filters, len(palette)).to(device),
+    examples = make_dataset(device, images, partial(Quantizer, palette=palette))
+    trainer = Trainer(
+        create_model("UNet", 3, num_filters, len(palette)).to(device),
         examples,
         ["mirror", "shift-x", "shift-y"],
         precision=choose_precision("auto", device),
     )
-    learner.forward.train()
+    trainer.forward.train()
     steps = max(4, int(STEPS * min(1, (32 / num_filters) ** 2)))
-    step = FastStep(learner, "auto", capture=device.type == "cuda")
+    step = GraphedStep(trainer, "auto", capture=device.type == "cuda")
     rates = torch.tensor([0.001, 0.01, 1.0], device=device)
     order = torch.randperm(len(examples.images), device=examples.images.device)
 
@@ -86,7 +86,7 @@ def images_per_second(steppers, rounds=5):
 
 def costs(num_filters, num_colors):
     """Return a training step's floating-point operations, and bytes kept for the way back, of one image."""
-    net, gray, kept = build("UNet", 3, num_filters, num_colors), torch.rand(2, 1, 32, 32), {}
+    net, gray, kept = create_model("UNet", 3, num_filters, num_colors), torch.rand(2, 1, 32, 32), {}
 
     def pack(tensor):
         kept[tensor.data_ptr()] = tensor.nbytes
@@ -166,7 +166,7 @@ def main():
     parser.add_argument("--device")
     args = parser.parse_args()
     device = choose_device(args.device)
-    keep_freed_memory()
+    tune_malloc()
     palette = load_palette(palette_path(24, "horse"))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}")
 

@@ -32,12 +32,12 @@ from torch import nn
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from checkpoint import build
+from checkpoint import create_model
 from cli import choose_device
-from data import Quantizer, add_data_flags, load_images, load_palette, network_input, palette_path
+from data import Quantizer, add_data_flags, load_images, load_palette, palette_path, to_gray
 from models import UNet
-from speed import FastStep, choose_precision
-from training import Learner, evaluate, examples_on, keep_freed_memory, train_epoch
+from speed import GraphedStep, choose_precision
+from training import Trainer, evaluate, make_dataset, train_epoch, tune_malloc
 
 HANDOUT_LOSS = 1.3787  # of the handout's UNet, on its palette
 
@@ -87,21 +87,21 @@ def plain_loop(images, palette, device):
     """Return the plain loop's network, and a function that trains it for one epoch."""
     net = PlainUNet(3, 32, len(palette)).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.001)
-    gray, labels = network_input(images).to(device), Quantizer(images, palette)(images).to(device).long()
+    gray, labels = to_gray(images).to(device), Quantizer(images, palette)(images).to(device).long()
     return net, lambda: plain_epoch(net, optimizer, gray, labels)
 
 
 def our_loop(images, palette, device):
     """Return a function that trains this package's UNet for one epoch at batch 100."""
-    net = build("UNet", 3, 32, len(palette)).to(device)
-    examples = examples_on(device, images, partial(Quantizer, palette=palette))
-    learner = Learner(net, examples, ["mirror", "shift-x", "shift-y"], precision=choose_precision("auto", device))
-    step = FastStep(learner, "auto", capture=device.type == "cuda")
-    return lambda: train_epoch(learner, step, itertools.repeat(0.001), 100)
+    net = create_model("UNet", 3, 32, len(palette)).to(device)
+    examples = make_dataset(device, images, partial(Quantizer, palette=palette))
+    trainer = Trainer(net, examples, ["mirror", "shift-x", "shift-y"], precision=choose_precision("auto", device))
+    step = GraphedStep(trainer, "auto", capture=device.type == "cuda")
+    return lambda: train_epoch(trainer, step, itertools.repeat(0.001), 100)
 
 
 def restore_glibc_defaults():
-    """Undo keep_freed_memory(), for the plain loop.
+    """Undo tune_malloc(), for the plain loop.
 
     By itself glibc comes to the greatest block that was freed, here the first
     convolution's output, as threshold, and to twice that for the heap's free end.
@@ -119,7 +119,7 @@ def throughput(images, palette, device, rounds):
     ours, (_, plain) = our_loop(images, palette, device), plain_loop(images, palette, device)
     times = []
     for _ in range(rounds + 1):
-        keep_freed_memory()
+        tune_malloc()
         fast = seconds(ours, device)
         restore_glibc_defaults()
         times.append((fast, seconds(plain, device)))
@@ -169,7 +169,7 @@ def seconds_to_loss(images, test_images, palette_file, device, start_up, flags):
             break
     palette = load_palette(palette_file)
     net, epoch = plain_loop(images, palette, device)
-    valid = examples_on(device, test_images, partial(Quantizer, palette=palette))
+    valid = make_dataset(device, test_images, partial(Quantizer, palette=palette))
     restore_glibc_defaults()
     took, passes, loss = start_up, 0, math.inf
     while loss > HANDOUT_LOSS and passes < 50:

@@ -18,9 +18,9 @@ from sklearn.datasets import load_sample_images
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from checkpoint import load_checkpoint, shipped_weights
-from colorize import color_differences, lay_over_photo
-from decoding import TEMPERATURE, lay_over
+from checkpoint import load_checkpoint, pretrained_path
+from colorize import colorize_full_size, predict_chroma
+from decoding import TEMPERATURE, apply_chroma
 from metrics import measure
 
 SIZES = (32, 64, 96, 128, 192, 256, 400)
@@ -51,21 +51,21 @@ def guided(differences, small_gray, gray, window=3, epsilon=1e-3):
 def main():
     chosen = [getattr(photographs, name)() for name in ("astronaut", "coffee", "chelsea", "rocket")]
     images = [Image.fromarray(photo) for photo in [*load_sample_images().images, *chosen]]
-    checkpoint = load_checkpoint(shipped_weights("UNet", 3, 32))
+    checkpoint = load_checkpoint(pretrained_path("UNet", 3, 32))
 
     print(f"{'size':>6} {'PSNR over gray':>15} {'CIEDE2000':>10} {'AuC':>7}")
     for size in SIZES:
         rows = []
         for image in images:
             truth = as_tensor(image)
-            differences = color_differences(checkpoint.net, checkpoint.palette, image, size, "smooth", TEMPERATURE)
+            differences = predict_chroma(checkpoint.net, checkpoint.palette, image, size, "smooth", TEMPERATURE)
             pictures = {
                 "gray": truth.mean(1, keepdim=True).expand_as(truth),
-                "colored": as_tensor(lay_over_photo(differences, image)),
+                "colored": as_tensor(colorize_full_size(differences, image)),
             }
             gray, colored = measure(pictures, truth, thorough=True).values()
             names = ("ciede2000", "auc")
-            rows.append([colored["psnr"]["all"] - gray["psnr"]["all"], *(colored[name]["all"] for name in names)])
+            rows.append([colored["psnr"]["mean"] - gray["psnr"]["mean"], *(colored[name]["mean"] for name in names)])
         print("{:>6} {:>15.2f} {:>10.2f} {:>7.4f}".format(size, *np.mean(rows, 0)), flush=True)
 
     print("\nthe true color differences at 128 pixels, enlarged: PSNR, dB")
@@ -77,10 +77,10 @@ def main():
         small = as_tensor(image.resize([round(side * scale) for side in image.size], Image.Resampling.BOX))[0]
         differences = small - small.mean(0)
         pictures = {
-            "bicubic": as_tensor(lay_over_photo(differences[None], image)),
-            "guided": lay_over(guided(differences.numpy(), small.mean(0).numpy(), gray[0, 0].numpy()), gray),
+            "bicubic": as_tensor(colorize_full_size(differences[None], image)),
+            "guided": apply_chroma(guided(differences.numpy(), small.mean(0).numpy(), gray[0, 0].numpy()), gray),
         }
-        rows.append([row["psnr"]["all"] for row in measure(pictures, truth).values()])
+        rows.append([row["psnr"]["mean"] for row in measure(pictures, truth).values()])
     print("bicubic {:.1f}, guided by the gray {:.1f}".format(*np.mean(rows, 0)))
 
 

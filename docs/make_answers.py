@@ -28,11 +28,11 @@ from tqdm import tqdm
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from checkpoint import CLASSIFIERS, file_name, load_checkpoint, shipped_weights
-from data import Quantizer, add_data_flags, load_images, load_palette, network_input, palette_path
-from decoding import palette_picture, smooth_picture
+from checkpoint import CLASSIFIERS, file_name, load_checkpoint, pretrained_path
+from data import Quantizer, add_data_flags, load_images, load_palette, palette_path, to_gray
+from decoding import decode_annealed_mean, decode_argmax
 from models import MyConv2d, MyDilatedConv2d
-from plots import new_figure, save, save_rows
+from plots import new_figure, save, save_image_grid
 from training import evaluate, predict, validation_examples
 
 RUNS = PROJECT / "outputs" / "answers"
@@ -162,7 +162,7 @@ def shipped_pictures(data_flags):
         script(*command, "--valid", "--json", figures, "--out-dir", figures.parent, *data_flags)
         for label, row in json.loads(figures.read_text())["pictures"].items():
             if "prediction" in label or model == "UNet":
-                values = [row[name]["all"] for name in ("psnr", "ssim", "ciede2000", "colorfulness", "balanced_auc")]
+                values = [row[name]["mean"] for name in ("psnr", "ssim", "ciede2000", "colorfulness", "balanced_auc")]
                 name = f"{model}, {label}" if "prediction" in label else label
                 rows.append([name, *(f"{value:.4g}" if value is not None else "" for value in values)])
     names = ["", "PSNR, dB", "SSIM", "CIEDE2000", "colorfulness", "balanced AuC"]
@@ -172,17 +172,17 @@ def shipped_pictures(data_flags):
 def side_by_side(args):
     """Draw the first ten test horses as each shipped network colors them."""
     images = load_images(args, train=False)[:10]
-    gray = network_input(images)
+    gray = to_gray(images)
     rows = {"gray input": gray.expand(-1, 3, -1, -1)}
     for model in ("RegressionCNN", *CLASSIFIERS):
-        checkpoint = load_checkpoint(shipped_weights(model, 3, 32))
+        checkpoint = load_checkpoint(pretrained_path(model, 3, 32))
         outputs = predict(checkpoint.net, images)
         if checkpoint.palette is None:
             rows[model] = outputs.clamp(0, 1)
         else:
-            rows[f"{model}, palette colors"] = palette_picture(outputs, checkpoint.palette)
-            rows[f"{model}, smooth"] = smooth_picture(outputs, checkpoint.palette, gray)
-    save_rows(PICTURES / "networks.png", "The first ten test horses", rows | {"truth": images.float() / 256})
+            rows[f"{model}, palette colors"] = decode_argmax(outputs, checkpoint.palette)
+            rows[f"{model}, smooth"] = decode_annealed_mean(outputs, checkpoint.palette, gray)
+    save_image_grid(PICTURES / "networks.png", "The first ten test horses", rows | {"truth": images.float() / 256})
 
 
 def rebalanced_pictures(data_flags):
@@ -196,7 +196,7 @@ def rebalanced_pictures(data_flags):
             script("colorization.py", *flags, "--json", folder / "valid.json", "--out-dir", folder, *data_flags)
             content = json.loads((folder / "valid.json").read_text())
             smooth = content["pictures"]["smooth prediction"]
-            figures = [smooth[key]["all"] for key in ("balanced_auc", "colorfulness", "psnr")]
+            figures = [smooth[key]["mean"] for key in ("balanced_auc", "colorfulness", "psnr")]
             values.append([100 * content["accuracy"], *figures])
         rows.append([name, *(spread(column, digits) for column, digits in zip(zip(*values), (1, 4, 1, 2)))])
     names = ["", "accuracy, %", "balanced AuC, smooth", "colorfulness, smooth", "PSNR, smooth, dB"]
@@ -205,7 +205,7 @@ def rebalanced_pictures(data_flags):
 
 def without_skips(args):
     """Print the shipped UNet's figures with one skip connection after another set to zero."""
-    checkpoint = load_checkpoint(shipped_weights("UNet", 3, 32))
+    checkpoint = load_checkpoint(pretrained_path("UNet", 3, 32))
     net = checkpoint.net
     valid = validation_examples(args, partial(Quantizer, palette=checkpoint.palette), torch.device("cpu"))
 
@@ -267,7 +267,7 @@ def receptive_fields():
     table("One filter of one map", ["filter", "weights", "computed", "measured"], rows)
     rows, fields = [], {}
     for model in CLASSIFIERS:
-        fields[model] = seen_by_middle_pixel(load_checkpoint(shipped_weights(model, 3, 32)).net)
+        fields[model] = seen_by_middle_pixel(load_checkpoint(pretrained_path(model, 3, 32)).net)
         rows.append([model, computed_field(dilation=int(model == "DUNet")), extent(fields[model])])
     table("One output pixel of the networks", ["network", "computed", "measured"], rows)
     figure = new_figure(figsize=(10, 3.6), layout="constrained")

@@ -43,7 +43,7 @@ def test_quantizer_with_many_colors_and_any_size():
 
 
 def test_of_very_many_images_every_color_has_its_label(monkeypatch):
-    monkeypatch.setattr(data, "FEW", 2)
+    monkeypatch.setattr(data, "MAX_SCANNED_IMAGES", 2)
     palette = np.array([[0, 0, 0], [0.25, 0.5, 0.75], [0.9, 0.9, 0.9]])
     quantizer = data.Quantizer(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), palette)
     unseen = torch.from_numpy(smooth_images(2))
@@ -52,9 +52,9 @@ def test_of_very_many_images_every_color_has_its_label(monkeypatch):
 
 def test_samples_are_evenly_spaced():
     images = torch.arange(10)
-    assert data.sample_of(images, 10).equal(images)
-    assert data.sample_of(images, 9).tolist() == [0, 2, 4, 6, 8]
-    assert data.sample_of(images, 3).tolist() == [0, 4, 8]
+    assert data.subsample(images, 10).equal(images)
+    assert data.subsample(images, 9).tolist() == [0, 2, 4, 6, 8]
+    assert data.subsample(images, 3).tolist() == [0, 4, 8]
 
 
 def test_an_array_file_is_trained_on_from_the_disk(tmp_path, monkeypatch, capsys):
@@ -96,7 +96,7 @@ def test_array_files_that_will_not_do(tmp_path, fails, array, said):
 
 def test_gray_is_the_mean_over_256():
     image = torch.tensor([255, 0, 3], dtype=torch.uint8).view(1, 3, 1, 1)
-    assert data.network_input(image).item() == 86 / 256
+    assert data.to_gray(image).item() == 86 / 256
 
 
 def test_cifar_by_category(cifar):

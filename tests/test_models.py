@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
-from checkpoint import build
+from checkpoint import create_model
 from models import CNN, DilatedUNet, MyConv2d, MyDilatedConv2d, RegressionCNN, UNet
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -122,7 +122,7 @@ def reference(model, net, x):
 @pytest.mark.parametrize("model", ["CNN", "UNet", "DUNet", "RegressionCNN"])
 def test_networks_are_the_reference(model, kernel, training):
     torch.manual_seed(0)
-    net = build(model, kernel, 4, 6).double().train()
+    net = create_model(model, kernel, 4, 6).double().train()
     net(torch.rand(8, 1, 16, 16).double())  # batch statistics away from their start
     net.train(training)
     x = torch.rand(3, 1, 20, 12).double()
@@ -158,7 +158,7 @@ def test_skip_connections_carry_the_encoders_tensors(network):
 @pytest.mark.parametrize("model", ["CNN", "UNet", "DUNet", "RegressionCNN"])
 def test_sizes_that_cannot_be_halved_twice_are_refused(model, size):
     with pytest.raises(ValueError, match="multiples of 4"):
-        build(model, 3, 4, 5)(torch.rand(1, 1, *size))
+        create_model(model, 3, 4, 5)(torch.rand(1, 1, *size))
 
 
 def test_parameter_names_are_the_handouts():

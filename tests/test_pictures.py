@@ -18,9 +18,9 @@ import colorization
 import colorize
 import metrics
 import photos
-from checkpoint import Checkpoint, build, save_checkpoint
+from checkpoint import Checkpoint, create_model, save_checkpoint
 from cli import UserError
-from decoding import VIVID, color_error, lay_over, palette_picture, smooth_picture
+from decoding import CHROMA_GAIN, apply_chroma, chroma_error, decode_annealed_mean, decode_argmax
 
 PALETTE = np.array([[0.1, 0.1, 0.1], [0.9, 0.3, 0.3], [0.2, 0.3, 0.7]])
 
@@ -32,14 +32,16 @@ def some_pictures(count=3, size=16, seed=0):
 
 def test_decoding_by_hand():
     logits = torch.tensor([0.0, 1.0, 0.5]).view(1, 3, 1, 1)
-    assert torch.allclose(palette_picture(logits, PALETTE).flatten(), torch.tensor([0.9, 0.3, 0.3]))
+    assert torch.allclose(decode_argmax(logits, PALETTE).flatten(), torch.tensor([0.9, 0.3, 0.3]))
     gray = torch.full((1, 1, 1, 1), 0.4)
     odds = np.exp(np.array([0, 1, 0.5]) / 0.38)
     mean = odds @ PALETTE / odds.sum()
     expected = mean - mean.mean() + 0.4
-    assert torch.allclose(smooth_picture(logits, PALETTE, gray).flatten(), torch.tensor(expected).float(), atol=1e-6)
-    cold = smooth_picture(logits, PALETTE, gray, 0.01)
-    assert torch.allclose(cold, lay_over(palette_picture(logits, PALETTE), gray), atol=1e-6)
+    assert torch.allclose(
+        decode_annealed_mean(logits, PALETTE, gray).flatten(), torch.tensor(expected).float(), atol=1e-6
+    )
+    cold = decode_annealed_mean(logits, PALETTE, gray, 0.01)
+    assert torch.allclose(cold, apply_chroma(decode_argmax(logits, PALETTE), gray), atol=1e-6)
 
 
 def test_color_error_is_that_of_the_smooth_picture():
@@ -47,18 +49,18 @@ def test_color_error_is_that_of_the_smooth_picture():
     images = torch.randint(110, 146, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)  # any difference fits
     logits = torch.randn(2, 3, 8, 8, generator=generator)
     gray = images.float().mean(1, keepdim=True) / 256
-    picture = smooth_picture(logits, PALETTE, gray, 0.7)
-    wanted = gray + VIVID * (images.float() / 256 - gray)
+    picture = decode_annealed_mean(logits, PALETTE, gray, 0.7)
+    wanted = gray + CHROMA_GAIN * (images.float() / 256 - gray)
     expected = (picture - wanted).square().mean().item()
-    assert color_error(logits, PALETTE, images, 0.7).item() == pytest.approx(expected, rel=1e-5)
+    assert chroma_error(logits, PALETTE, images, 0.7).item() == pytest.approx(expected, rel=1e-5)
     shifted = images + 20  # the gray does not matter
-    assert color_error(logits, PALETTE, shifted, 0.7).item() == pytest.approx(expected, rel=1e-5)
+    assert chroma_error(logits, PALETTE, shifted, 0.7).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_gray_given_is_kept_and_every_value_possible():
     gray = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
     gray[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
-    laid = lay_over(some_pictures(2), gray)
+    laid = apply_chroma(some_pictures(2), gray)
     assert torch.allclose(laid.mean(1, keepdim=True), gray, atol=1e-6)
     assert laid.min() >= -1e-6 and laid.max() <= 1 + 1e-6
 
@@ -75,20 +77,20 @@ def test_measures_are_scikit_images():
     truth, picture = some_pictures(seed=1), (some_pictures(seed=1) + 0.1 * some_pictures(seed=2)).clamp(0, 1)
     figures = metrics.measure({"it": picture, "truth": truth}, truth, thorough=True)["it"]
     one = [x.permute(0, 2, 3, 1).numpy() for x in (picture, truth)]
-    assert figures["psnr"]["all"] == pytest.approx(peak_signal_noise_ratio(*one, data_range=1), abs=1e-4)
+    assert figures["psnr"]["mean"] == pytest.approx(peak_signal_noise_ratio(*one, data_range=1), abs=1e-4)
     for number, (made, true) in enumerate(zip(*one)):
-        each = {name: both["each"][number] for name, both in figures.items()}
+        each = {name: both["per_image"][number] for name, both in figures.items()}
         assert each["psnr"] == pytest.approx(peak_signal_noise_ratio(made, true, data_range=1), abs=1e-4)
         assert each["ssim"] == pytest.approx(structural_similarity(made, true, data_range=1, channel_axis=2), abs=1e-5)
         assert each["ciede2000"] == pytest.approx(deltaE_ciede2000(rgb2lab(made), rgb2lab(true)).mean(), abs=1e-4)
-    assert figures["ssim"]["all"] == pytest.approx(np.mean(figures["ssim"]["each"]), abs=1e-6)
+    assert figures["ssim"]["mean"] == pytest.approx(np.mean(figures["ssim"]["per_image"]), abs=1e-6)
 
 
 def test_the_truth_itself_measures_as_perfect():
     truth = some_pictures()
     figures = metrics.measure({"truth": truth}, truth, thorough=True)["truth"]
-    assert figures["psnr"]["all"] is None and figures["psnr"]["each"] == [None] * 3
-    assert [figures[name]["all"] for name in ("ssim", "auc", "balanced_auc", "ciede2000")] == pytest.approx(
+    assert figures["psnr"]["mean"] is None and figures["psnr"]["per_image"] == [None] * 3
+    assert [figures[name]["mean"] for name in ("ssim", "auc", "balanced_auc", "ciede2000")] == pytest.approx(
         [1, 1, 1, 0]
     )
 
@@ -100,8 +102,8 @@ def test_auc_is_the_area_under_the_curve_and_balance_weighs_rare_colors_up():
     figures = metrics.measure({"gray": gray}, truth, thorough=True)["gray"]
     far = np.linalg.norm((rgb2lab([1.0, 0, 0]) - rgb2lab([1 / 3] * 3))[1:])
     curve = [np.mean(np.array([0.0] * 63 + [far]) <= threshold) for threshold in np.linspace(0, 150, 15001)]
-    assert figures["auc"]["all"] == pytest.approx(np.mean(curve), abs=1e-4)
-    assert figures["balanced_auc"]["all"] == pytest.approx(1 - far / 150 / 2, abs=0.01)  # two colors, a half each
+    assert figures["auc"]["mean"] == pytest.approx(np.mean(curve), abs=1e-4)
+    assert figures["balanced_auc"]["mean"] == pytest.approx(1 - far / 150 / 2, abs=0.01)  # two colors, a half each
 
 
 def save_kinds(folder):
@@ -150,9 +152,9 @@ def test_any_format_and_mode_is_colored_at_its_size(tmp_path, capsys):
             if transparent:
                 assert colored.getchannel("A").tobytes() == source.convert("RGBA").getchannel("A").tobytes()
             if file.endswith("png"):
-                gray = np.asarray(photos.read_picture(album / name)[0]).astype(float).mean(2)
+                gray = np.asarray(photos.read_image(album / name)[0]).astype(float).mean(2)
                 assert abs(np.asarray(colored.convert("RGB")).astype(float).mean(2) - gray).max() <= 1
-    deep, plain = (np.asarray(photos.read_picture(album / f"{name}")[0]) for name in ("deep.png", "floats.tif"))
+    deep, plain = (np.asarray(photos.read_image(album / f"{name}")[0]) for name in ("deep.png", "floats.tif"))
     assert abs(deep.astype(int) - plain).max() <= 1 and deep.max() > 128
 
 
@@ -183,15 +185,15 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     Image.new("RGB", (200, 100)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)
     with pytest.raises(UserError, match=r"large\.png: has more than .* million pixels"):
-        photos.read_picture(tmp_path / "large.png")
+        photos.read_image(tmp_path / "large.png")
 
 
 def test_strips_leave_no_seams(monkeypatch):
     differences = some_pictures(1, 8) - 0.5
     image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((70, 50))
-    whole = np.asarray(colorize.lay_over_photo(differences, image)).astype(int)
+    whole = np.asarray(colorize.colorize_full_size(differences, image)).astype(int)
     monkeypatch.setattr(colorize, "STRIP", 70 * 7)
-    assert abs(np.asarray(colorize.lay_over_photo(differences, image)) - whole).max() <= 1
+    assert abs(np.asarray(colorize.colorize_full_size(differences, image)) - whole).max() <= 1
 
 
 def test_the_two_decodings_of_a_photograph_differ(tmp_path):
@@ -249,8 +251,8 @@ def test_validation_writes_every_images_figures(cifar, small_palette, capsys):
     assert figures["pictures"].keys() == rows and figures["loss"] > 0
     for label, row in figures["pictures"].items():
         assert label in printed and row.keys() == names
-        assert all(len(both["each"]) == 4 for both in row.values())  # horses among 40 images
-    assert figures["pictures"]["gray input"]["colorfulness"]["all"] == 0
+        assert all(len(both["per_image"]) == 4 for both in row.values())  # horses among 40 images
+    assert figures["pictures"]["gray input"]["colorfulness"]["mean"] == 0
 
 
 @pytest.mark.parametrize("flags", [["--rebalance"], ["--picture-weight", "100"]])
@@ -275,7 +277,7 @@ def test_training_starts_from_a_checkpoint(cifar, small_palette, fails, capsys):
 
 
 def test_activations_of_a_picture_file(folder, capsys):
-    save_checkpoint("small.pkl", Checkpoint(build("UNet", 3, 2, 3), "UNet", 3, 2, PALETTE))
+    save_checkpoint("small.pkl", Checkpoint(create_model("UNet", 3, 2, 3), "UNet", 3, 2, PALETTE))
     activations.main([str(folder / "0.png"), "--checkpoint", "small.pkl"])
     assert "activations_unet_0" in capsys.readouterr().out
 

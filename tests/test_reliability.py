@@ -42,12 +42,12 @@ def stop_in_epoch(monkeypatch, epoch, error=Stopped):
     """Have training break off in the middle of this epoch, once."""
     count = iter(range(1, 100))
 
-    def breaking(learner, *settings):
+    def breaking(trainer, *settings):
         if next(count) == epoch:
-            learner.examples = learner.examples._replace(images=learner.examples.images[:8])
-            train_epoch(learner, *settings)
+            trainer.examples = trainer.examples._replace(images=trainer.examples.images[:8])
+            train_epoch(trainer, *settings)
             raise error
-        return train_epoch(learner, *settings)
+        return train_epoch(trainer, *settings)
 
     monkeypatch.setattr("training.train_epoch", breaking)
 
@@ -285,7 +285,12 @@ def checkpoint_bytes():
     torch.manual_seed(0)
     palette = torch.rand(5, 3).double()
     content = {"format": checkpoint.FORMAT, "model": "CNN", "kernel": 3, "num_filters": 2, "palette": palette}
-    content |= {"data": "x", "epoch": 1, "figures": {}, "state_dict": checkpoint.build("CNN", 3, 2, 5).state_dict()}
+    content |= {
+        "data": "x",
+        "epoch": 1,
+        "figures": {},
+        "state_dict": checkpoint.create_model("CNN", 3, 2, 5).state_dict(),
+    }
     torch.save(content, stream)
     return stream.getvalue()
 
@@ -309,7 +314,7 @@ PARSERS = {
     "plain palette": (data.load_palette, plain_palette_bytes, 500),
     "handout's palette": (data.load_palette, lambda: handout_palette(np.random.default_rng(0).random((5, 3))), 700),
     "checkpoint": (checkpoint.load_checkpoint, checkpoint_bytes, 400),
-    **{kind: (photos.read_picture, partial(picture_bytes, kind), 150) for kind in ("PNG", "TIFF", "GIF", "BMP")},
+    **{kind: (photos.read_image, partial(picture_bytes, kind), 150) for kind in ("PNG", "TIFF", "GIF", "BMP")},
 }
 
 
@@ -334,7 +339,7 @@ def test_damaged_files_end_in_success_or_in_one_clear_line(name, tmp_path, monke
 
 def test_whole_pickled_modules_and_plain_pickles_are_no_checkpoints(tmp_path):
     path = tmp_path / "module.pkl"
-    torch.save(checkpoint.build("CNN", 3, 2, 5), path)
+    torch.save(checkpoint.create_model("CNN", 3, 2, 5), path)
     with pytest.raises(UserError, match=r"module\.pkl: not a checkpoint"):
         checkpoint.load_checkpoint(path)
     path.write_bytes(pickle.dumps({"a": np.zeros(3)}))

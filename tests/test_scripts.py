@@ -17,8 +17,8 @@ import activations
 import color_regression
 import colorization
 import data
-from checkpoint import FORMAT, build, load_checkpoint
-from cli import UserError, replacing
+from checkpoint import FORMAT, create_model, load_checkpoint
+from cli import UserError, atomic_write
 
 PROJECT = Path(data.__file__).parent
 SMALL = ["-f", "4", "-e", "2", "-b", "8"]
@@ -140,7 +140,7 @@ def test_activations(cifar, small_palette, capsys):
 
 
 def test_feature_maps_are_the_stages_outputs():
-    net = build("UNet", 3, 4, 5)
+    net = create_model("UNet", 3, 4, 5)
     gray = torch.rand(1, 1, 16, 16)
     maps = activations.feature_maps(net, gray)
     assert {name: tuple(values.shape) for name, values in maps.items()} == {
@@ -183,7 +183,7 @@ def test_the_sample_photographs_need_nothing(tmp_path, monkeypatch, capsys):
 
 
 def test_bare_weights_take_their_description_from_the_flags(cifar, small_palette, fails, capsys):
-    torch.save(build("DUNet", 3, 4, 5).state_dict(), "bare.pkl", _use_new_zipfile_serialization=False)
+    torch.save(create_model("DUNet", 3, 4, 5).state_dict(), "bare.pkl", _use_new_zipfile_serialization=False)
     flags = ["--valid", "--checkpoint", "bare.pkl", "-c", str(small_palette)]
     colorization.main([*flags, "--model", "DUNet", "-f", "4"])
     assert "DUNet, kernel 3, 4 filters, 5 colors" in capsys.readouterr().out
@@ -313,14 +313,14 @@ def test_a_regression_is_no_classifier_and_the_other_way_round(trained, fails):
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as file:
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
         file.write(b"new")
         raise RuntimeError
     assert path.read_text() == "old"
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="cannot write"), replacing(tmp_path / "folder") as file:
+    with pytest.raises(UserError, match="cannot write"), atomic_write(tmp_path / "folder") as file:
         file.write(b"new")
-    with pytest.raises(UserError, match="cannot write"), replacing(path / "below" / "a" / "file"):
+    with pytest.raises(UserError, match="cannot write"), atomic_write(path / "below" / "a" / "file"):
         pass
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 

@@ -9,11 +9,11 @@ from torch import nn
 
 import colorization
 import training
-from checkpoint import build
+from checkpoint import create_model
 from cli import seed_everything
-from data import network_input
-from speed import FastStep, choose_precision
-from training import Learner, train
+from data import to_gray
+from speed import GraphedStep, choose_precision
+from training import Trainer, train
 
 CPU = torch.device("cpu")
 SMALL = ["-e", "2", "-f", "2", "-b", "8"]
@@ -25,9 +25,9 @@ def trained(device=CPU, **settings):
     seed_everything(0)
     examples, rows = random_examples(15), []
     examples = examples._replace(images=examples.images.to(device))
-    net = build("UNet", 3, 4, 5).to(device)
+    net = create_model("UNet", 3, 4, 5).to(device)
     settings = {"augment": ["mirror", "shift-x"], "log": lambda row, state: rows.append(row)} | settings
-    train(net, examples, examples, epochs=3, batch_size=4, learn_rate=0.01, **settings)
+    train(net, examples, examples, epochs=3, batch_size=4, learning_rate=0.01, **settings)
     return net, rows
 
 
@@ -92,7 +92,7 @@ def test_a_mistake_of_ours_is_not_taken_for_the_compilers(monkeypatch):
 
     monkeypatch.setattr(nn.Module, "compile", lambda module, **_: None)
     with pytest.raises(ZeroDivisionError):
-        trained(compile="on", criterion=broken)
+        trained(compile="on", loss_fn=broken)
 
 
 def test_recorded_steps_get_every_batch_and_rate(monkeypatch, capsys):
@@ -102,14 +102,14 @@ def test_recorded_steps_get_every_batch_and_rate(monkeypatch, capsys):
 
     def capture_step(self, *batch):
         self.inputs = [tensor.clone() for tensor in batch]
-        self.graph = type("Graph", (), {"replay": lambda _: self.figures.copy_(self.learner.step(*self.inputs))})()
+        self.graph = type("Graph", (), {"replay": lambda _: self.figures.copy_(self.trainer.step(*self.inputs))})()
         self.figures = torch.zeros(2)
         recorded.append(len(batch[0]))
         return self.replay(*batch)
 
-    monkeypatch.setattr(FastStep, "capture_step", capture_step)
-    monkeypatch.setattr(FastStep, "on_side_stream", lambda self, *batch: self.learner.step(*batch))
-    monkeypatch.setattr(training, "FastStep", lambda learner, compile, capture: FastStep(learner, compile, True))
+    monkeypatch.setattr(GraphedStep, "capture_step", capture_step)
+    monkeypatch.setattr(GraphedStep, "warmup_step", lambda self, *batch: self.trainer.step(*batch))
+    monkeypatch.setattr(training, "GraphedStep", lambda trainer, compile, capture: GraphedStep(trainer, compile, True))
     net, again = trained(compile="auto")
     assert recorded == [4]
     same(plain, net, rtol=0, atol=0)
@@ -144,22 +144,22 @@ def test_nothing_waits_for_the_gpu_within_an_epoch():
     device = torch.device("cuda")
     examples = random_examples(15)
     examples = examples._replace(images=examples.images.to(device))
-    learner = Learner(build("UNet", 3, 4, 5).to(device), examples, ["mirror", "shift-x"])
+    trainer = Trainer(create_model("UNet", 3, 4, 5).to(device), examples, ["mirror", "shift-x"])
     rates = torch.tensor([0.01, 0.5, 1.0], device=device)
-    learner.step(examples.images[:4], rates)
+    trainer.step(examples.images[:4], rates)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        learner.step(examples.images[:4], rates)
+        trainer.step(examples.images[:4], rates)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @needs_cuda
 def test_images_may_stay_on_the_cpu():
-    net = build("UNet", 3, 4, 5).cuda()
+    net = create_model("UNet", 3, 4, 5).cuda()
     examples = random_examples(15)
     rows = []
-    settings = {"epochs": 2, "batch_size": 4, "learn_rate": 0.01, "augment": ["mirror"]}
+    settings = {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "augment": ["mirror"]}
     train(net, examples, examples, log=lambda row, state: rows.append(row), **settings)
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
-    assert net(network_input(examples.images.cuda())).shape == (15, 5, 8, 8)
+    assert net(to_gray(examples.images.cuda())).shape == (15, 5, 8, 8)

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoint import build
+from checkpoint import create_model
 from cli import UserError
 from training import (
     Adam,
-    Examples,
-    augmented,
-    average_in,
-    averaging_share,
+    ImageDataset,
+    augment,
+    averaging_weight,
     class_weights,
     evaluate,
     hold_out,
@@ -24,6 +23,7 @@ from training import (
     one_cycle,
     predict,
     train,
+    update_average,
 )
 
 
@@ -31,7 +31,7 @@ def random_examples(count, size=8, colors=5, seed=0):
     """Random images, labeled by their red."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
-    return Examples(images, lambda images: images[:, 0] % colors)
+    return ImageDataset(images, lambda images: images[:, 0] % colors)
 
 
 class Fixed(nn.Module):
@@ -70,7 +70,7 @@ def test_validation_is_exact_for_any_batch_size():
         loss, accuracy = evaluate(net, examples, batch_size)
         assert loss == pytest.approx(share * odds + (1 - share) * (odds + 0.5), abs=1e-6)
         assert accuracy == pytest.approx(share, abs=1e-7)
-    net, examples = build("UNet", 3, 4, 5), random_examples(11)
+    net, examples = create_model("UNet", 3, 4, 5), random_examples(11)
     first = evaluate(net, examples, 11)
     for batch_size in (1, 3, 4):
         assert evaluate(net, examples, batch_size) == pytest.approx(first, abs=1e-6)
@@ -79,7 +79,7 @@ def test_validation_is_exact_for_any_batch_size():
 @pytest.mark.parametrize("training", [True, False])
 def test_validation_owns_its_mode(training):
     examples = random_examples(4)
-    net = build("CNN", 3, 4, 5).train(training)
+    net = create_model("CNN", 3, 4, 5).train(training)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     evaluate(net, examples)
     outputs = predict(net, examples.images)
@@ -91,7 +91,7 @@ def test_validation_owns_its_mode(training):
 def test_augmentation_mirrors_and_moves_all_channels_alike():
     torch.manual_seed(0)
     images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(500, 3, 8, 8)
-    moved = augmented(images, ["mirror", "shift-x", "shift-y"])
+    moved = augment(images, ["mirror", "shift-x", "shift-y"])
     assert torch.equal(moved[:, 1], moved[:, 0])
     seen = {tuple(image.flatten().tolist()) for image in moved[:, 0]}
     assert len(seen) == 2 * 3 * 3
@@ -104,7 +104,7 @@ def test_augmentation_mirrors_and_moves_all_channels_alike():
 @pytest.mark.parametrize("way, count", [("mirror", 2), ("upside-down", 2), ("shift-x", 3), ("shift-y", 3)])
 def test_each_way_of_augmentation_alone(way, count):
     image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
-    images = augmented(image.expand(100, 3, 8, 8), [way])
+    images = augment(image.expand(100, 3, 8, 8), [way])
     seen = {tuple(image.flatten().tolist()) for image in images[:, 0]}
     assert len(seen) == count
     changed = {
@@ -114,12 +114,12 @@ def test_each_way_of_augmentation_alone(way, count):
         "shift-y": torch.cat([image[:, :, 1:2], image[:, :, :-1]], 2),
     }
     assert {tuple(image.flatten().tolist()), tuple(changed[way].flatten().tolist())} <= seen
-    assert torch.equal(augmented(image, []), image)
+    assert torch.equal(augment(image, []), image)
 
 
 def test_adam_is_pytorchs():
     torch.manual_seed(0)
-    mine, theirs = (build("CNN", 3, 4, 5).double() for _ in range(2))
+    mine, theirs = (create_model("CNN", 3, 4, 5).double() for _ in range(2))
     theirs.load_state_dict(mine.state_dict())
     ours, reference = Adam(mine.parameters()), torch.optim.Adam(theirs.parameters())
     for rate in (0.1, 0.03, 0.001):
@@ -150,15 +150,15 @@ def test_averaging_weighs_later_steps_more():
     weights = []
     for step in range(1, 11):
         trained.logits.data.fill_(step)
-        average_in(net, trained, averaging_share(step))
+        update_average(net, trained, averaging_weight(step))
         weights = [w * (1 - 9 / (9 + step)) for w in weights] + [9 / (9 + step)]
     start = 5 * (1 - sum(weights))
     expected = start + sum(weight * step for step, weight in enumerate(weights, 1))
     assert net.logits.item() == pytest.approx(expected, rel=1e-6)
     assert weights == sorted(weights)
-    nets = [build("CNN", 3, 4, 5) for _ in range(2)]
+    nets = [create_model("CNN", 3, 4, 5) for _ in range(2)]
     nets[1](torch.rand(2, 1, 8, 8))
-    average_in(*nets, averaging_share(1))
+    update_average(*nets, averaging_weight(1))
     assert torch.allclose(nets[0].rfconv[1].running_mean, 0.9 * nets[1].rfconv[1].running_mean)
 
 
@@ -184,7 +184,7 @@ def run_training(net, examples, log=lambda row, state: None, **changes):
     settings = {
         "epochs": 2,
         "batch_size": 4,
-        "learn_rate": 0.01,
+        "learning_rate": 0.01,
         "augment": ["mirror", "shift-x", "shift-y"],
         "log": log,
     } | changes
@@ -195,7 +195,7 @@ def test_every_epoch_shows_every_image_once_in_a_new_order():
     levels = torch.arange(11, dtype=torch.uint8)
     images = levels.view(11, 1, 1, 1).expand(11, 3, 4, 4)
     net = Recorder()
-    run_training(net, Examples(images, lambda images: torch.zeros_like(images[:, 0])))
+    run_training(net, ImageDataset(images, lambda images: torch.zeros_like(images[:, 0])))
     assert [len(batch) for batch in net.shown] == [4, 4, 3, 4, 4, 3]
     first, second = (list(chain(*net.shown[start : start + 3])) for start in (0, 3))
     assert sorted(first) == sorted(second) == [level / 256 for level in range(11)]
@@ -205,8 +205,8 @@ def test_every_epoch_shows_every_image_once_in_a_new_order():
 def test_training_learns_and_logs_what_it_reports():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (40, 1, 1, 1)).expand(40, 3, 8, 8).to(torch.uint8)
-    examples = Examples(images, lambda images: (images[:, 0] > 127).to(torch.uint8))
-    net, rows = build("CNN", 3, 4, 2), []
+    examples = ImageDataset(images, lambda images: (images[:, 0] > 127).to(torch.uint8))
+    net, rows = create_model("CNN", 3, 4, 2), []
     run_training(net, examples, lambda row, state: rows.append(row), epochs=20)
     assert [row["epoch"] for row in rows] == list(range(1, 21))
     assert rows[-1]["train_loss"] < 0.5 * rows[0]["train_loss"]
@@ -222,7 +222,7 @@ def test_the_same_seed_gives_the_same_weights():
     states = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        net = build("UNet", 3, 4, 5)
+        net = create_model("UNet", 3, 4, 5)
         run_training(net, examples)
         states.append(net.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -239,14 +239,14 @@ def test_long_runs_do_not_leak():
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]))
 
     gc.freeze()  # what the libraries hold need not be looked through thirty times
-    run_training(build("UNet", 3, 4, 5), examples, log, epochs=30, batch_size=20)
+    run_training(create_model("UNet", 3, 4, 5), examples, log, epochs=30, batch_size=20)
     gc.unfreeze()
     assert max(resident[5:]) < 1.05 * resident[4]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
     examples = random_examples(8)
-    net = build("CNN", 3, 4, 5)
+    net = create_model("CNN", 3, 4, 5)
     with torch.no_grad():
         net.finalconv.bias.fill_(math.nan)
     with pytest.raises(UserError, match=r"no longer finite in step 1 of epoch 1.*--learn-rate"):
@@ -269,4 +269,4 @@ def test_class_weights_by_hand():
     images = torch.tensor([0] * 6 + [1] * 2, dtype=torch.uint8).view(2, 1, 2, 2).expand(2, 3, 2, 2)
     # shares 3/4 and 1/4, mixed with a half: 5/8 and 3/8, so 8/5 and 8/3, over their mean 6/5 + 2/3
     expected = torch.tensor([8 / 5, 8 / 3]) / (6 / 5 + 2 / 3)
-    assert torch.allclose(class_weights(Examples(images, lambda images: images[:, 0]), 2), expected)
+    assert torch.allclose(class_weights(ImageDataset(images, lambda images: images[:, 0]), 2), expected)

@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 from cli import UserError, choose_device
 
-SILENCE = timedelta(minutes=10)  # of another process, that ends the run
+TIMEOUT = timedelta(minutes=10)  # of another process, that ends the run
 
 
-def join(device_name):
+def setup(device_name):
     """Meet the other processes, where torchrun started some, and return this one's device.
 
     With CUDA each takes a GPU of its own. Raises UserError where they are too few.
@@ -32,19 +32,19 @@ def join(device_name):
             )
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=SILENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open as long as the process is
     return device
 
 
-def refuse_several(flag):
+def require_single_process(flag):
     """Raise UserError where what `flag` asks for is started in several processes."""
-    if count() > 1:
+    if world_size() > 1:
         raise UserError(f"{flag} takes one process, which is enough; start it with python, not with torchrun")
 
 
-def leave():
+def cleanup():
     """Part from the other processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -55,31 +55,31 @@ def rank():
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count():
+def world_size():
     """Return how many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def summed(tensor):
+def all_reduce_sum(tensor):
     """Return the sum of all processes' tensors of this shape."""
-    if count() > 1:
+    if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def of_first(tensor):
+def broadcast_from_rank0(tensor):
     """Return the first process's tensor; the others give one of the same shape and type."""
-    if count() > 1:
+    if world_size() > 1:
         dist.broadcast(tensor, 0)
     return tensor
 
 
 @contextmanager
-def first_goes_first():
+def local_rank0_first():
     """Let the first process of each machine through the block before the others, such as for a download."""
     ahead = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if count() > 1 and not ahead:
+    if world_size() > 1 and not ahead:
         dist.barrier()
     yield
-    if count() > 1 and ahead:
+    if world_size() > 1 and ahead:
         dist.barrier()
