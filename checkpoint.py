@@ -1,4 +1,7 @@
-"""Checkpoints: a network's weights with all it takes to use them again."""
+"""Checkpoint files: a network's weights, its architecture and its palette.
+
+Names no network and no layer: models.py makes a network of what is read here.
+"""
 
 import io
 from dataclasses import dataclass, field
@@ -7,166 +10,117 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cli import PROJECT, UserError, atomic_write
-from data import check_palette, palette_for
-from models import NETWORKS
+from console import UserError
+from files import atomic_write
 
-FORMAT = "colorization checkpoint 1"
-CLASSIFIERS = ("CNN", "UNet", "DUNet")
-FILE_STEMS = {"CNN": "cnn", "UNet": "unet", "DUNet": "dunet", "RegressionCNN": "regression_cnn"}
+FORMAT = "colorization checkpoint 2"
+OLD_FORMAT = "colorization checkpoint 1"  # it called the metrics "figures"
+KERNEL, NUM_FILTERS = 3, 32  # unless something else is asked for
 
 
-@dataclass
+@dataclass(frozen=True)
 class Checkpoint:
-    """A network and where it comes from; `palette` is None for RegressionCNN."""
+    """What a checkpoint file contains; `palette` is None for a network that predicts RGB."""
 
-    net: torch.nn.Module
-    model: str  # "CNN", "UNet", "DUNet" or "RegressionCNN"
+    model: str  # a key of models.NETWORKS
     kernel: int
     num_filters: int
-    palette: np.ndarray | None = None  # (K, 3) float64, byte / 256
+    palette: np.ndarray | None  # (K, 3) float64, byte / 256
+    state_dict: dict
     data: str = "unknown"
     epoch: int = 0
-    figures: dict = field(default_factory=dict)  # of that epoch, such as valid_loss
+    metrics: dict = field(default_factory=dict)  # of that epoch, such as valid_loss
 
+    @property
+    def architecture(self):
+        """The network in words."""
+        colors = "" if self.palette is None else f", {len(self.palette)} colors"
+        return f"{self.model}, kernel {self.kernel}, {self.num_filters} filters{colors}"
 
-def create_model(model, kernel, num_filters, num_colors):
-    """Return a new network; `num_colors` is not used by RegressionCNN."""
-    settings = (kernel, num_filters, num_colors) if model in CLASSIFIERS else (kernel, num_filters)
-    return NETWORKS[model](*settings).to(memory_format=torch.channels_last)  # same numbers, and faster convolutions
-
-
-def file_name(model, kernel, num_filters):
-    """Return the customary name of such a network's checkpoint."""
-    return f"{FILE_STEMS[model]}_k{kernel}_f{num_filters}.pkl"
-
-
-def pretrained_path(model, kernel, num_filters):
-    """Return where the trained weights of such a network are. Raises UserError if there are none."""
-    path = PROJECT / "weights" / file_name(model, kernel, num_filters)
-    if not path.exists():
-        raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file with --checkpoint")
-    return path
+    def __str__(self):
+        weights = sum(value.numel() for name, value in self.state_dict.items() if name.endswith(("weight", "bias")))
+        return f"{self.architecture}: {weights:,} weights"
 
 
 def save_checkpoint(path, checkpoint):
-    """Write a checkpoint, whole or not at all. Raises UserError where that fails."""
-    content = {name: value for name, value in vars(checkpoint).items() if name not in ("net", "palette")}
-    content["format"] = FORMAT
-    content["palette"] = None if checkpoint.palette is None else torch.from_numpy(checkpoint.palette)
-    content["state_dict"] = {name: value.cpu().contiguous() for name, value in checkpoint.net.state_dict().items()}
-    write_torch_file(path, content)
+    """Write a checkpoint atomically. Raises UserError if that fails."""
+    palette = None if checkpoint.palette is None else torch.from_numpy(checkpoint.palette)
+    state_dict = {name: value.cpu().contiguous() for name, value in checkpoint.state_dict.items()}
+    write_torch_file(path, vars(checkpoint) | {"format": FORMAT, "palette": palette, "state_dict": state_dict})
 
 
 def write_torch_file(path, content):
-    """Write containers of tensors, whole or not at all. Raises UserError where that fails."""
+    """Write containers of tensors atomically. Raises UserError if that fails."""
     buffer = io.BytesIO()  # a full disk is then an OSError, not one of torch.save's own
     torch.save(content, buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
 
 
-def read_torch_file(path, what):
-    """Read containers of tensors and nothing else. Raises UserError, calling the file `what`."""
+def read_torch_file(path, kind):
+    """Read containers of tensors and nothing else. Raises UserError, which calls the file a `kind`."""
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot read the {what} ({error.strerror})") from error
+        raise UserError(f"{path}: cannot read the {kind} ({error.strerror})") from error
     try:
         return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything on a broken file
-        raise UserError(f"{path}: not a {what}, or a broken one; train it anew or fetch it again") from error
-
-
-def load_from_flags(args, path, model):
-    """Load the checkpoint at `path` with what the flags say of it; None means the weights shipped for `model`."""
-    path = path or pretrained_path(model or "UNet", args.kernel or 3, args.num_filters or 32)
-    colors = getattr(args, "colors", None)
-
-    def palette():
-        if not colors:
-            print(f"{path} does not say its palette: taking the shipped one; --colors names another")
-        return palette_for(args)
-
-    checkpoint = load_checkpoint(path, model, args.kernel, args.num_filters, palette)
-    if colors and not np.array_equal(checkpoint.palette, palette_for(args)):
-        raise UserError(
-            f"{path}: made with another palette than --colors {colors}; leave --colors out or name another file"
-        )
-    return checkpoint
+        raise UserError(f"{path}: not a {kind}, or a corrupt one; train it again or download it again") from error
 
 
 def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=None):
     """Read a checkpoint of this package, or a bare state dict such as the handout's.
 
-    What a checkpoint of this package says of itself counts; the arguments, where
-    they are not None, must agree with it. For a bare state dict they say what it
-    is (without them: kernel 3, 32 filters), and `palette()` is called for its palette.
+    What a checkpoint of this package says of itself counts; arguments other than None
+    must agree with it. A bare state dict says nothing of itself: the arguments describe it.
 
-    Raises UserError where the file is neither, or does not fit.
+    Raises UserError if the file is neither, or disagrees.
     """
     content = read_torch_file(path, "checkpoint")
-    if isinstance(content, dict) and content.get("format") == FORMAT:
-        for name, value in {"model": model, "kernel": kernel, "num_filters": num_filters}.items():
+    described = {"model": model, "kernel": kernel, "num_filters": num_filters}
+    if isinstance(content, dict) and content.get("format") in (FORMAT, OLD_FORMAT):
+        for name, value in described.items():
             if value is not None and content.get(name) != value:
-                was = f"{name.replace('_', ' ')} is {content.get(name)}, not {value}"
-                raise UserError(f"{path}: its {was}; leave that flag out, or name another file")
+                actual = f"{name.replace('_', ' ')} is {content.get(name)}, not {value}"
+                raise UserError(f"{path}: its {actual}; leave that flag out, or name another file")
         try:
-            checkpoint, state = parse_checkpoint(content), content["state_dict"]
+            checkpoint = parse_checkpoint(content)
         except Exception as error:  # a hostile file's entries may be anything
-            raise UserError(f"{path}: a checkpoint with wrong or missing entries ({error}); train it anew") from error
-    elif isinstance(content, dict) and content and all(torch.is_tensor(value) for value in content.values()):
-        if model is None:
-            raise UserError(f"{path}: weights alone, which do not say of what network; name it with --model")
-        colors = None if model == "RegressionCNN" else palette()
-        checkpoint, state = Checkpoint(None, model, kernel or 3, num_filters or 32, colors), content
-    else:
+            raise UserError(f"{path}: a checkpoint with wrong or missing entries ({error}); train it again") from error
+        if palette is not None and not np.array_equal(checkpoint.palette, palette):
+            raise UserError(f"{path}: made with another palette; leave --colors out or name another file")
+        return checkpoint
+    if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
         raise UserError(f"{path}: a file of PyTorch's, but not a checkpoint of this package and no state dict")
-    try:
-        load_weights(checkpoint, state)
-    except Exception as error:
-        raise UserError(f"{path}: {error}; name its network, kernel, filters and colors, or train it anew") from error
-    return checkpoint
+    if model is None:
+        raise UserError(f"{path}: weights without a description; name the network with --model")
+    return Checkpoint(model, kernel or KERNEL, num_filters or NUM_FILTERS, palette, content)
 
 
 def parse_checkpoint(content):
-    """Make a Checkpoint, still without its network, of a file's content. Raises any exception if it lies."""
+    """Return a file's content as a Checkpoint. Raises any exception if an entry is missing or impossible."""
+    names = ("model", "kernel", "num_filters", "state_dict", "data", "epoch")
     palette = content["palette"]
-    names = ("model", "kernel", "num_filters", "data", "epoch", "figures")
     checkpoint = Checkpoint(
-        None,
         palette=None if palette is None else check_palette(palette.numpy()),
+        metrics=content["metrics" if content["format"] == FORMAT else "figures"],
         **{name: content[name] for name in names},
     )
-    if checkpoint.model not in FILE_STEMS or (palette is None) != (checkpoint.model == "RegressionCNN"):
-        raise ValueError(f"an unknown network {checkpoint.model}")
     if checkpoint.kernel not in range(1, 16, 2) or checkpoint.num_filters not in range(1, 1025):
         raise ValueError(f"kernel {checkpoint.kernel} and {checkpoint.num_filters} filters are not possible")
     return checkpoint
 
 
-def load_weights(checkpoint, state):
-    """Build the checkpoint's network and give it its weights. Raises any exception where they do not fit."""
-    num_colors = 3 if checkpoint.palette is None else len(checkpoint.palette)
-    checkpoint.net = create_model(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors)
-    wanted = checkpoint.net.state_dict()
-    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # younger than the handout
-    shape = f"kernel {checkpoint.kernel}, {checkpoint.num_filters} filters and {num_colors} colors"
-    what = f"no weights of {checkpoint.model} with {shape}"
-    for name in sorted(wanted.keys() - state.keys() - counters):
-        raise ValueError(f"{what}: {name} is missing")
-    for name, value in state.items():
-        if name not in wanted or value.shape != wanted[name].shape:
-            raise ValueError(f"{what}: its {name} is {'x'.join(map(str, value.shape))}")
-        if not value.isfinite().all():
-            raise ValueError(f"{name} is not finite: the training that made it failed")
-    checkpoint.net.load_state_dict(state, strict=False)
-
-
-def describe(checkpoint):
-    """Return one line that says what a checkpoint is."""
-    colors = "" if checkpoint.palette is None else f", {len(checkpoint.palette)} colors"
-    weights = sum(p.numel() for p in checkpoint.net.parameters())
-    return (
-        f"{checkpoint.model}, kernel {checkpoint.kernel}, {checkpoint.num_filters} filters{colors}: {weights:,} weights"
-    )
+def check_palette(palette):
+    """Return a palette as (K, 3) float64. Raises ValueError if it is not one."""
+    if not isinstance(palette, np.ndarray) or palette.dtype.kind != "f" or palette.ndim != 2 or palette.shape[1] != 3:
+        raise ValueError("it is no array of floats with three columns")
+    palette = palette.astype(np.float64)
+    if not 2 <= len(palette) <= 256:
+        raise ValueError(f"it has {len(palette)} colors; 2 to 256 are possible")
+    if not ((palette >= 0) & (palette <= 1)).all():  # false for not-a-number, too
+        raise ValueError("its values are not all from 0 to 1")
+    if len(np.unique(palette, axis=0)) < len(palette):
+        raise ValueError("a color occurs twice")
+    return palette

@@ -3,197 +3,97 @@
 python colorization.py --data sample -e 3       a first run, nothing to download
 python colorization.py --model UNet -e 25       train on CIFAR-10's horses
 python colorization.py --model UNet --valid     measure the shipped weights
-python colorization.py --colorize photo.jpg     color your own pictures
+python colorization.py --colorize photo.jpg     color your own photographs
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
-import torch
-
 import distributed
-from checkpoint import CLASSIFIERS, Checkpoint, create_model, describe, load_from_flags
-from cli import UserError, check_writable, number, run, seed_everything
-from colorize import colorize_files
-from data import Quantizer, describe_data, palette_for, to_gray
-from decoding import TEMPERATURE, apply_chroma, chroma_error, decode_annealed_mean, decode_argmax, labels_to_rgb
-from flags import add_training_flags
-from metrics import report
-from plots import save_image_grid
-from runs import run_training
-from training import (
-    class_weights,
-    device_of,
-    evaluate_rows,
-    format_metrics,
-    loss_and_accuracy,
-    predict,
-    validation_examples,
-)
+from augmentation import AUGMENTATIONS
+from colorize import WORKING_SIZE, colorize_files
+from console import UserError, run
+from data import CLASSES, COLORS, ImageSource, palette_for
+from files import check_writable
+from flags import add_network_flags, add_training_flags, number
+from loop import TrainingConfig, seed_everything
+from models import CLASSIFIERS, MODEL, load_network, new_network
+from run import run_training, run_validation
 
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-m", "--model", choices=CLASSIFIERS, help="the network (UNet; with --valid the checkpoint's)")
-    parser.add_argument(
-        "-c",
-        "--colors",
-        metavar="K|FILE",
-        help="number of colors, or a palette file (24; with --valid the checkpoint's)",
-    )
-    parser.add_argument(
-        "--colorize",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="color these pictures, and those in these folders, at their full size, into --out-dir",
-    )
-    parser.add_argument(
-        "--decode",
-        choices=("smooth", "palette"),
-        default="smooth",
-        help="for --colorize: every pixel's mean color, or its most probable palette color (%(default)s)",
-    )
-    parser.add_argument(
-        "--working-size",
-        type=number(int, 4, 2048, "a number of pixels"),
-        default=96,
-        metavar="N",
-        help="for --colorize: the longer side of the copy that the network sees (%(default)s)",
-    )
-    parser.add_argument(
-        "--temperature",
-        type=number(float, 0.01, 100, "a temperature"),
-        default=TEMPERATURE,
-        metavar="T",
-        help="of the smooth prediction: toward 0 bolder colors, toward 1 and above calmer ones (%(default)s)",
-    )
-    parser.add_argument(
+    config = TrainingConfig()
+    add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
+    weights = "where to save the weights; with --valid and --colorize, those to use (the shipped ones)"
+    add_network_flags(parser, weights, CLASSIFIERS, MODEL, COLORS)
+
+    group = parser.add_argument_group("loss")
+    group.add_argument("--rebalance", action="store_true", help="weight rare colors up (Zhang et al. 2016)")
+    group.add_argument(
         "--picture-weight",
         type=number(float, 0, 1e6, "a weight"),
-        default=0,
+        default=config.picture_weight,
         metavar="W",
-        help="add W times the squared error of the smooth prediction's colors to the loss: truer pictures, fewer "
-        "pixels right (%(default)s)",
+        help="add W times the squared error of the smooth prediction (%(default)s)",
     )
-    parser.add_argument(
-        "--rebalance",
-        action="store_true",
-        help="weigh rare colors up in the loss: bolder pictures, fewer pixels right (Zhang et al. 2016)",
+    group = parser.add_argument_group("prediction")
+    group.add_argument(
+        "--temperature",
+        type=number(float, 0.01, 100, "a temperature"),
+        default=config.temperature,
+        metavar="T",
+        help="of the smooth prediction: lower is bolder, higher calmer (%(default)s)",
     )
-    add_training_flags(parser, epochs=25)
+    group.add_argument(
+        "--colorize", nargs="+", type=Path, metavar="FILE", help="color these images and folders, into --out-dir"
+    )
+    group.add_argument(
+        "--working-size",
+        type=number(int, 4, 2048, "a number of pixels"),
+        default=WORKING_SIZE,
+        metavar="N",
+        help="longer side of the copy that --colorize shows the network (%(default)s)",
+    )
     return parser.parse_args(argv)
 
 
-def rows_of(images, labels, logits, palette, temperature=TEMPERATURE):
-    """Return labeled rows of pictures (N, 3, H, W) in 0..1: what was given, what was made of it, the truth."""
-    gray = to_gray(images)
-    return {
-        "gray input": gray.expand(-1, 3, -1, -1),
-        "prediction in palette colors": decode_argmax(logits, palette),
-        "smooth prediction": decode_annealed_mean(logits, palette, gray, temperature),
-        "truth in palette colors": labels_to_rgb(labels, palette),
-        "truth": images.float() / 256,
-    }
-
-
-def save_samples(path, title, net, valid, palette, temperature):
-    """Draw the first ten images."""
-    images = valid.images[:10].to(device_of(net))
-    save_image_grid(path, title, rows_of(images, valid.targets_of(images), predict(net, images), palette, temperature))
-
-
-def make_loss_fn(examples, device, args, palette):
-    """Return what training learns from, for Trainer."""
-    weights = class_weights(examples, len(palette)).to(device) if args.rebalance else None
-    colors = torch.as_tensor(palette, dtype=torch.float32, device=device)
-
-    def loss_fn(logits, labels, images):
-        loss, accuracy = loss_and_accuracy(logits, labels, weights)
-        if args.picture_weight:
-            loss = loss + args.picture_weight * chroma_error(logits, colors, images, args.temperature)
-        return loss, accuracy
-
-    return loss_fn
-
-
-def train(args, device):
-    """Train a new network; write its checkpoint, figures and pictures."""
-    if args.start_from:
-        checkpoint = load_classifier(args, args.start_from)
-        checkpoint.data = describe_data(args)
-        palette = checkpoint.palette
-        seed_everything(args.seed)
-    else:
-        model, kernel, num_filters = args.model or "UNet", args.kernel or 3, args.num_filters or 32
-        palette = palette_for(args)
-        seed_everything(args.seed)
-        net = create_model(model, kernel, num_filters, len(palette))
-        checkpoint = Checkpoint(net, model, kernel, num_filters, palette, describe_data(args))
-    checkpoint.net.to(device)
-    run_training(
-        args,
-        checkpoint,
-        partial(Quantizer, palette=palette),
-        partial(save_samples, palette=palette, temperature=args.temperature),
-        partial(make_loss_fn, args=args, palette=palette),
-    )
-
-
-def validate(args, device):
-    """Measure a checkpoint, and draw its pictures."""
-    checkpoint = load_classifier(args, args.checkpoint)
-    net, palette = checkpoint.net.to(device), checkpoint.palette
-    valid = validation_examples(args, partial(Quantizer, palette=palette), device)
-    (loss, accuracy), rows = evaluate_rows(net, valid, partial(rows_of, palette=palette, temperature=args.temperature))
-    figures = format_metrics(loss, accuracy)
-    print(f"{describe(checkpoint)}\n{len(valid.images):,} images of {describe_data(args)}: {figures}")
-    path = args.out_dir / f"{checkpoint.model.lower()}_valid.png"
-    save_image_grid(path, f"{checkpoint.model}: {figures}", {label: row[:10] for label, row in rows.items()})
-    print(f"saved {path}")
-    smooth_truth = {
-        "truth in palette colors, smooth": apply_chroma(rows["truth in palette colors"], rows["gray input"])
-    }
-    about = {"model": checkpoint.model, "data": describe_data(args), "loss": loss, "accuracy": accuracy}
-    report(args, rows | smooth_truth, about | {"temperature": args.temperature})
-
-
-def colorize(args, device):
-    """Color the user's own pictures."""
-    checkpoint = load_classifier(args, args.checkpoint)
-    check_writable(args.out_dir / "before_and_after.png")
-    print(describe(checkpoint))
-    colorize_files(
-        args.colorize,
-        args.out_dir,
-        checkpoint.net.to(device),
-        checkpoint.palette,
-        args.working_size,
-        args.decode,
-        args.temperature,
-    )
-
-
-def load_classifier(args, path):
-    """Return the checkpoint at `path`, None for the shipped one. Raises UserError if it has no palette."""
-    checkpoint = load_from_flags(args, path, args.model)
+def load_classifier(path, colors, source, **network):
+    """Return (the network in a file, its Checkpoint); None is the shipped file. Raises UserError."""
+    palette = palette_for(colors, source) if colors else None
+    net, checkpoint = load_network(path, palette=palette, **network)
     if checkpoint.palette is None:
-        raise UserError(f"{path}: of a {checkpoint.model}, which chooses no colors; see color_regression.py")
-    return checkpoint
+        raise UserError(f"{path}: a {checkpoint.model}, which predicts no palette colors; see color_regression.py")
+    return net, checkpoint
 
 
 def main(argv):
     args = parse(argv)
     device = distributed.setup(args.device)
-    if args.colorize or args.valid:
-        distributed.require_single_process("--colorize" if args.colorize else "--valid")
+    source = ImageSource(args.data, args.category, args.holdout)
+    network = {"model": args.model, "kernel": args.kernel, "num_filters": args.num_filters}
     if args.colorize:
-        colorize(args, device)
+        distributed.require_single_process("--colorize")
+        net, checkpoint = load_classifier(args.checkpoint, args.colors, source, **network)
+        check_writable(args.out_dir / "before_and_after.png")
+        print(checkpoint)
+        net = net.to(device)
+        colorize_files(args.colorize, args.out_dir, net, checkpoint.palette, args.working_size, args.temperature)
     elif args.valid:
-        validate(args, device)
+        distributed.require_single_process("--valid")
+        net, checkpoint = load_classifier(args.checkpoint, args.colors, source, **network)
+        run_validation(net.to(device), checkpoint, source, args.out_dir, args.temperature, args.json)
     else:
-        train(args, device)
+        schedule = args.epochs, args.batch_size, args.learn_rate
+        loss_terms = args.rebalance, args.picture_weight, args.temperature
+        config = TrainingConfig(*schedule, tuple(args.augment), args.seed, args.precision, *loss_terms)
+        seed_everything(config.seed)
+        if args.start_from:
+            net, checkpoint = load_classifier(args.start_from, args.colors, source, **network)
+        else:
+            net, checkpoint = new_network(palette_for(args.colors or COLORS, source, config.seed), **network)
+        files = args.out_dir, args.checkpoint, args.start_from
+        run_training(net.to(device), checkpoint, source, config, *files, args.resume, args.plot)
     distributed.cleanup()
 
 

@@ -1,57 +1,80 @@
-"""From scores of palette colors to a picture."""
+"""From logits of palette colors to pictures: RGB (N, 3, H, W), float32 in 0..1."""
 
 import torch
 
+from data import to_gray, to_rgb
+
 TEMPERATURE = 0.38  # Zhang et al. 2016, section 2.3
-CHROMA_GAIN = 1.03  # times the truth's color differences is what training for pictures asks for
+CHROMA_GAIN = 1.03  # times the true chroma is the target of chroma_error()
 
 
-def decode_argmax(logits, palette):
-    """Return each pixel's most probable color: (N, K, H, W) and (K, 3) -> (N, 3, H, W) float32 in 0..1."""
-    return labels_to_rgb(logits.argmax(1), palette)
+def palette_tensor(palette, device):
+    """Return a palette (K, 3) as float32 on a device."""
+    return torch.as_tensor(palette, dtype=torch.float32, device=device)
 
 
 def labels_to_rgb(labels, palette):
-    """Return palette colors as a picture: labels (N, H, W) and (K, 3) -> (N, 3, H, W) float32 in 0..1."""
-    return torch.as_tensor(palette, dtype=torch.float32, device=labels.device)[labels.int()].permute(0, 3, 1, 2)
+    """Return palette colors as pictures: labels (N, H, W) and palette (K, 3) -> (N, 3, H, W)."""
+    return palette_tensor(palette, labels.device)[labels.int()].permute(0, 3, 1, 2)
 
 
-def decode_annealed_mean(logits, palette, gray, temperature=TEMPERATURE):
-    """Return the palette's mean under sharpened probabilities, laid over the gray that was given.
-
-    That is the annealed mean (Zhang et al. 2016, equation 5): a temperature toward 0
-    approaches the most probable color, 1 is the expectation. (N, K, H, W), (K, 3) and
-    (N, 1, H, W) -> (N, 3, H, W), float32 in 0..1.
-    """
-    return apply_chroma(annealed_mean(logits, palette, temperature).permute(0, 3, 1, 2), gray)
+def decode_argmax(logits, palette):
+    """Return each pixel's most probable color: logits (N, K, H, W) and palette (K, 3) -> (N, 3, H, W)."""
+    return labels_to_rgb(logits.argmax(1), palette)
 
 
 def annealed_mean(logits, palette, temperature):
-    """Return the annealed mean itself: (N, K, H, W) and (K, 3) -> (N, H, W, 3) float32 in 0..1."""
-    probabilities = (logits.permute(0, 2, 3, 1) / temperature).softmax(3)  # (N, H, W, K), no copy for channels-last
-    return probabilities @ torch.as_tensor(palette, dtype=torch.float32, device=logits.device)
+    """Return the palette's mean under sharpened probabilities (Zhang et al. 2016, equation 5).
 
-
-def chroma_error(logits, palette, images, temperature):
-    """Return the mean squared error of the smooth picture's color differences, over RGB in [0, 1).
-
-    It is that of decode_annealed_mean() where all differences fit, from a truth a little more
-    vivid than it is, since the least error alone is pale: (N, K, H, W), (K, 3) and
-    uint8 images (N, 3, H, W) -> (). The gray is given, and adds nothing.
+    A temperature toward 0 approaches the most probable color, 1 is the expectation.
+    (N, K, H, W) and (K, 3) -> (N, H, W, 3).
     """
-    predicted = annealed_mean(logits, palette, temperature)
-    wanted = images.permute(0, 2, 3, 1).float() / 256
-    errors = predicted - predicted.mean(3, keepdim=True) - CHROMA_GAIN * (wanted - wanted.mean(3, keepdim=True))
-    return errors.square().mean()
+    probabilities = (logits.permute(0, 2, 3, 1) / temperature).softmax(3)  # (N, H, W, K), no copy for channels-last
+    return probabilities @ palette_tensor(palette, logits.device)
+
+
+def decode_annealed_mean(logits, palette, gray, temperature=TEMPERATURE):
+    """Return the annealed mean's chroma over the gray (N, 1, H, W): (N, K, H, W) and (K, 3) -> (N, 3, H, W)."""
+    return apply_chroma(annealed_mean(logits, palette, temperature).permute(0, 3, 1, 2), gray)
 
 
 def apply_chroma(colors, gray):
-    """Give gray (N, 1, H, W) in 0..1 the colors of (N, 3, H, W): their differences from their own mean.
+    """Give gray (N, 1, H, W) in 0..1 the chroma of (N, 3, H, W): their differences from their own mean.
 
-    The mean of R, G, B is then the gray. Where a difference does not fit into 0..1
-    all three shrink alike, which keeps gray and hue.
+    The mean of R, G, B is then the gray. If a difference does not fit into 0..1, all
+    three shrink alike, which keeps gray and hue.
     """
-    differences = colors - colors.mean(1, keepdim=True)
-    room = torch.where(differences > 0, 1 - gray, gray)
-    fits = (room / differences.abs().clamp_min(1e-6)).amin(1, keepdim=True).clamp_max(1)
-    return gray + fits * differences
+    chroma = colors - colors.mean(1, keepdim=True)
+    room = torch.where(chroma > 0, 1 - gray, gray)
+    scale = (room / chroma.abs().clamp_min(1e-6)).amin(1, keepdim=True).clamp_max(1)
+    return gray + scale * chroma
+
+
+def chroma_error(logits, palette, images, temperature):
+    """Return the mean squared error of the annealed mean's chroma, over RGB in [0, 1), as a loss.
+
+    It is that of decode_annealed_mean() if all differences fit, from a target slightly more
+    vivid than the truth, since the least error alone is pale: (N, K, H, W), (K, 3) and
+    uint8 images (N, 3, H, W) -> (). The gray is given, and adds nothing.
+    """
+    predicted = annealed_mean(logits, palette, temperature)
+    target = to_rgb(images.permute(0, 2, 3, 1))
+    errors = predicted - predicted.mean(3, keepdim=True) - CHROMA_GAIN * (target - target.mean(3, keepdim=True))
+    return errors.square().mean()
+
+
+def comparison_rows(images, targets, outputs, palette, temperature=TEMPERATURE):
+    """Return labeled rows of pictures of uint8 images: what the network saw, what it predicted, the truth.
+
+    `targets` are labels (N, H, W) and `outputs` logits (N, K, H, W); without a palette both
+    are RGB (N, 3, H, W).
+    """
+    gray, truth = to_gray(images), to_rgb(images)
+    rows = {"gray input": gray.expand(-1, 3, -1, -1)}
+    if palette is None:
+        rows["prediction"] = outputs.clamp(0, 1)
+    else:
+        rows["prediction in palette colors"] = decode_argmax(outputs, palette)
+        rows["smooth prediction"] = decode_annealed_mean(outputs, palette, gray, temperature)
+        rows["truth in palette colors"] = labels_to_rgb(targets, palette)
+    return rows | {"truth": truth}

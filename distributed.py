@@ -1,7 +1,7 @@
-"""Several processes that train one network together, as torchrun starts them; or one alone.
+"""The device a process computes on, and the processes that train one network together.
 
-Their number and each one's rank are in the environment. The first process, rank 0, is
-the one that prints and writes.
+torchrun starts the processes and tells each its rank in the environment. Rank 0
+prints and writes for all of them.
 """
 
 import os
@@ -12,40 +12,58 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from cli import UserError, choose_device
+from console import UserError
 
-TIMEOUT = timedelta(minutes=10)  # of another process, that ends the run
+TIMEOUT = timedelta(minutes=10)  # without a word from another process, the run ends
+
+
+def choose_device(name):
+    """Return the torch device called `name`; None means CUDA if there is a GPU, else the CPU."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: no such device; use cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: no such GPU on this machine; leave the flag out for the CPU")
+    return device
 
 
 def setup(device_name):
-    """Meet the other processes, where torchrun started some, and return this one's device.
+    """Join the other processes, if torchrun started any, and return this process's device.
 
-    With CUDA each takes a GPU of its own. Raises UserError where they are too few.
+    With CUDA each process takes a GPU of its own. Raises UserError if there are too few.
     """
     device = choose_device(device_name)
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not dist.is_torchelastic_launched():
         return device
     if device.type == "cuda":
         if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
-            raise UserError(
-                f"there are only {torch.cuda.device_count()} GPUs: ask for as many processes, or --device cpu"
-            )
+            raise UserError(f"only {torch.cuda.device_count()} GPUs: start as many processes, or use --device cpu")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     if rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open as long as the process is
+        mute()
     return device
 
 
+def mute():
+    """Discard what this process prints to standard output."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open as long as the process is
+
+
 def require_single_process(flag):
-    """Raise UserError where what `flag` asks for is started in several processes."""
+    """Raise UserError if `flag`, which needs one process, is given to several."""
     if world_size() > 1:
-        raise UserError(f"{flag} takes one process, which is enough; start it with python, not with torchrun")
+        raise UserError(f"{flag} takes one process; start it with python instead of torchrun")
 
 
 def cleanup():
-    """Part from the other processes."""
+    """Leave the group of processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -56,19 +74,19 @@ def rank():
 
 
 def world_size():
-    """Return how many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def all_reduce_sum(tensor):
-    """Return the sum of all processes' tensors of this shape."""
+    """Return the sum of all processes' tensors, which have one shape."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def broadcast_from_rank0(tensor):
-    """Return the first process's tensor; the others give one of the same shape and type."""
+    """Return rank 0's tensor; the other ranks pass one of the same shape and type to be overwritten."""
     if world_size() > 1:
         dist.broadcast(tensor, 0)
     return tensor
@@ -76,10 +94,10 @@ def broadcast_from_rank0(tensor):
 
 @contextmanager
 def local_rank0_first():
-    """Let the first process of each machine through the block before the others, such as for a download."""
-    ahead = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if world_size() > 1 and not ahead:
+    """Let the first process of each machine run the block before the others, for instance to download."""
+    is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if world_size() > 1 and not is_first:
         dist.barrier()
     yield
-    if world_size() > 1 and ahead:
+    if world_size() > 1 and is_first:
         dist.barrier()

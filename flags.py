@@ -1,11 +1,24 @@
-"""The command-line flags that several scripts share; those about the images are in data.py."""
+"""The command-line flags that several scripts share. Scripts pass the defaults and the choices."""
 
 import argparse
 from pathlib import Path
 
-from cli import number
-from data import add_data_flags
-from training import AUGMENTATIONS
+from checkpoint import KERNEL, NUM_FILTERS
+
+
+def number(kind, low, high, what):
+    """Return an argparse type: a `kind` (int or float) from `low` to `high`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {low} to {high}")
+        return value
+
+    return parse
 
 
 def odd_kernel(text):
@@ -16,124 +29,82 @@ def odd_kernel(text):
     return value
 
 
-def add_network_flags(parser):
-    """Give an argument parser the flags of every script that uses a network."""
-    parser.add_argument("-k", "--kernel", type=odd_kernel, metavar="N", help="filter size, an odd number (3)")
-    parser.add_argument(
-        "-f",
-        "--num-filters",
-        "--num_filters",
-        type=number(int, 1, 1024, "a number of filters"),
-        metavar="N",
-        help="filters of the first stage (32)",
+def add_network_flags(parser, checkpoint_help, models=None, default=None, colors=None):
+    """Add the flags that name a network; those of the model and its palette only where there are several."""
+    group = parser.add_argument_group("network (defaults: what the checkpoint says)")
+    if models:
+        group.add_argument("-m", "--model", choices=models, help=f"({default})")
+        group.add_argument("-c", "--colors", metavar="K|FILE", help=f"number of colors, or a palette file ({colors})")
+    filters = number(int, 1, 1024, "a number of filters")
+    group.add_argument("-k", "--kernel", type=odd_kernel, metavar="N", help=f"filter size, odd ({KERNEL})")
+    group.add_argument(
+        "-f", "--num-filters", "--num_filters", type=filters, metavar="N", help=f"filters of stage 1 ({NUM_FILTERS})"
     )
-    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (cuda where there is one)")
-    parser.add_argument(
-        "--out-dir",
-        type=Path,
-        default=Path("outputs"),
-        metavar="DIR",
-        help="folder for pictures and figures (%(default)s)",
-    )
+    group.add_argument("--checkpoint", type=Path, metavar="FILE", help=checkpoint_help)
 
 
-def add_training_flags(parser, epochs):
-    """Give an argument parser the flags of training and validation."""
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="where to save the weights (in --out-dir); with --valid the weights to use (the shipped ones)",
+def add_image_flags(parser, source, classes):
+    """Add the flags that say which images to use; return their group."""
+    group = parser.add_argument_group("images")
+    group.add_argument(
+        "--data",
+        default=source.name,
+        metavar="NAME|PATH",
+        help="cifar10, sample (two photographs, offline), a folder of images or of CIFAR-10, or an .npy file "
+        "of uint8 (N, 3, 32, 32) (%(default)s)",
     )
-    parser.add_argument("--valid", action="store_true", help="do not train: measure a checkpoint and draw its pictures")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="with --valid: also measure what takes seconds (SSIM, CIEDE2000, AuC), and write every image's figures",
+    group.add_argument(
+        "--category", choices=[*classes, "all"], default=source.category, help="class of CIFAR-10 (%(default)s)"
     )
-    parser.add_argument(
-        "-e",
-        "--epochs",
-        type=number(int, 1, 10_000, "a number of epochs"),
-        default=epochs,
+    return group
+
+
+def add_output_flags(parser):
+    """Add the flags for pictures and the device; return the group of the former."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--out-dir", type=Path, default=Path("outputs"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument_group("device").add_argument("--device", metavar="NAME", help="cpu or cuda (cuda if present)")
+    return group
+
+
+def add_training_flags(parser, config, source, classes, transforms):
+    """Add the flags of training and validation."""
+    action = parser.add_argument_group("action (default: train)")
+    action.add_argument("--valid", action="store_true", help="measure a checkpoint and draw its pictures")
+    action.add_argument("--resume", action="store_true", help="continue the stopped run of the same command")
+    images = add_image_flags(parser, source, classes)
+    count = number(int, 0, 10**6, "a number of images")
+    images.add_argument(
+        "--holdout",
+        type=count,
+        default=source.holdout,
         metavar="N",
-        help=f"passes over the training images ({epochs or 'without it: do not train'})",
+        help="validate on N training images of each class, left out of training (0: on the test images)",
     )
-    parser.add_argument(
-        "--pretrain",
-        type=number(int, 0, 10_000, "a number of epochs"),
-        default=0,
-        metavar="N",
-        help="before them, N epochs on all classes of CIFAR-10 (%(default)s)",
-    )
-    parser.add_argument(
-        "-b",
-        "--batch-size",
-        type=number(int, 2, 100_000, "a batch size"),
-        default=25,
-        metavar="N",
-        help="images per step (%(default)s)",
-    )
-    parser.add_argument(
-        "-l",
-        "--learn-rate",
-        dest="learning_rate",
-        type=number(float, 1e-8, 10, "a learning rate"),
-        default=0.04,
-        metavar="RATE",
-        help="peak of the learning rate (%(default)s)",
-    )
-    parser.add_argument(
-        "-s",
-        "--seed",
-        type=number(int, 0, 2**32 - 1, "a seed"),
-        default=0,
-        metavar="N",
-        help="seed of everything random (%(default)s)",
-    )
-    parser.add_argument(
+
+    group = parser.add_argument_group("training")
+    epochs, batch_size = number(int, 1, 10_000, "a number of epochs"), number(int, 2, 100_000, "a batch size")
+    rate, seed = number(float, 1e-8, 10, "a learning rate"), number(int, 0, 2**32 - 1, "a seed")
+    for names, kind, default, metavar, text in (
+        (("-e", "--epochs"), epochs, config.epochs, "N", "passes over the training images"),
+        (("-b", "--batch-size"), batch_size, config.batch_size, "N", "images per step"),
+        (("-l", "--learn-rate"), rate, config.learning_rate, "RATE", "peak of the learning rate"),
+        (("-s", "--seed"), seed, config.seed, "N", "of everything random"),
+    ):
+        group.add_argument(*names, type=kind, default=default, metavar=metavar, help=f"{text} (%(default)s)")
+    group.add_argument(
         "--augment",
         nargs="*",
-        choices=AUGMENTATIONS,
-        default=["mirror", "shift-x", "shift-y"],
-        metavar="WAY",
-        help="change training images at random: "
-        f"{', '.join(AUGMENTATIONS)} (by a pixel); without a name: none (mirror shift-x shift-y)",
+        choices=transforms,
+        default=config.augment,
+        help="random changes of training images; none named: no change (%(default)s)",
     )
-    parser.add_argument(
-        "--holdout",
-        type=number(int, 0, 10**6, "a number of images"),
-        default=0,
-        metavar="N",
-        help="validate on N training images, left out of training, instead of the test images",
+    group.add_argument("--start-from", type=Path, metavar="FILE", help="weights and palette to begin with (new ones)")
+    group.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default=config.precision, help="bf16 on GPUs (%(default)s)"
     )
-    parser.add_argument(
-        "--start-from",
-        type=Path,
-        metavar="FILE",
-        help="go on from this checkpoint's weights and palette under a new schedule; a lower --learn-rate suits that",
+    output = add_output_flags(parser)
+    output.add_argument("--plot", action="store_true", help="draw sample pictures after every epoch")
+    output.add_argument(
+        "--json", type=Path, metavar="FILE", help="with --valid: every image's metrics, and more of them"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the stopped run of the same command")
-    parser.add_argument(
-        "--keep",
-        choices=("last", "best"),
-        default="last",
-        help="which epoch's weights the checkpoint receives (%(default)s)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="of the network's arithmetic in training; auto: bf16 on GPUs that have it, else fp32 (%(default)s)",
-    )
-    parser.add_argument(
-        "--compile",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="auto: on CUDA repeat a recorded step (CUDA graph); on: also have PyTorch's compiler rewrite the network, "
-        "on any device, which takes a minute or two (%(default)s)",
-    )
-    parser.add_argument("--plot", action="store_true", help="draw sample pictures after every epoch, too")
-    add_network_flags(parser)
-    add_data_flags(parser)

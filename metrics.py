@@ -1,11 +1,9 @@
-"""What a person sees of a colored picture, in figures. Pictures are (N, 3, H, W), RGB in 0..1."""
+"""Metrics of colored pictures against the truth. Pictures are RGB (N, 3, H, W), float32 in 0..1."""
 
 import numpy as np
 import torch
 
-from cli import write_json
-from data import load_images, subsample
-from decoding import apply_chroma
+from console import print_table
 
 BASIC = {"psnr": "PSNR (dB)", "colorfulness": "colorfulness"}
 PERCEPTUAL = {"ssim": "SSIM", "ciede2000": "CIEDE2000", "auc": "AuC", "balanced_auc": "balanced AuC"}
@@ -14,7 +12,7 @@ BIN = 10  # units of ab, the width of their classes of colors
 
 
 def psnr(error):
-    """Return the peak signal-to-noise ratio of mean squared errors, for values in 0..1."""
+    """Return the peak signal-to-noise ratio, in dB, of mean squared errors of values in 0..1."""
     return -10 * torch.log10(error)
 
 
@@ -26,37 +24,37 @@ def colorfulness(pictures):
     return spread.norm(dim=0) + 0.3 * mean.norm(dim=0)
 
 
-def measure(pictures, truth, thorough=False):
-    """Return figures of labeled pictures, {label: {figure: {"mean": number, "per_image": [number]}}}.
+def measure(pictures, truth, perceptual=False):
+    """Return metrics of labeled pictures, {label: {metric: {"mean": number, "per_image": [number]}}}.
 
-    PSNR in all comes from the mean squared error over all pixels, the others are the
-    mean over images. `thorough` adds, at some seconds per thousand small pictures:
-    SSIM, windows of 7x7, mean of the channels; the mean CIEDE2000 color difference; and
-    the area under the curve of pixels nearer than a distance in ab, over distances from
-    0 to 150, raw and with rare colors weighed up (Zhang et al. 2016, section 3.1).
+    The mean PSNR is that of the mean squared error over all pixels, the other means are over
+    images. `perceptual` adds, at some seconds per thousand small pictures: SSIM, windows of
+    7x7, mean of the channels; the mean CIEDE2000 color difference; and the area under the
+    curve of pixels closer than a distance in ab, over distances from 0 to 150, raw and with
+    rare colors weighted up (Zhang et al. 2016, section 3.1).
     """
     result = {}
-    true_lab = lab(truth) if thorough else None
-    weights = rarity_weights(true_lab) if thorough else None
+    true_lab = lab(truth) if perceptual else None
+    weights = rarity_weights(true_lab) if perceptual else None
     for label, picture in pictures.items():
         error = ((picture - truth) ** 2).mean((1, 2, 3))  # (N,)
-        figures = {
+        metrics = {
             "psnr": {"mean": psnr(error.mean()), "per_image": psnr(error)},
             "colorfulness": mean_and_per_image(colorfulness(picture)),
         }
-        if thorough:
-            figures |= compare(picture, lab(picture), truth, true_lab, weights)
-        result[label] = {name: {part: to_json(value) for part, value in both.items()} for name, both in figures.items()}
+        if perceptual:
+            metrics |= perceptual_metrics(picture, lab(picture), truth, true_lab, weights)
+        result[label] = {name: {part: to_json(value) for part, value in both.items()} for name, both in metrics.items()}
     return result
 
 
 def mean_and_per_image(values):
-    """Return the mean of an array's or tensor's values, and them."""
+    """Return the mean of an array's or tensor's values, and the values."""
     return {"mean": values.mean(), "per_image": values}
 
 
 def to_json(values):
-    """Return a tensor or array as a number or list of numbers of six digits; infinite PSNR as None."""
+    """Return a tensor or array as a number or a list of numbers with six digits; infinite PSNR as None."""
     values = np.asarray(values, np.float64)
     rounded = np.where(np.isfinite(values), np.round(values, 6), np.nan).tolist()
     if values.ndim:
@@ -71,8 +69,8 @@ def lab(pictures):
     return rgb2lab(pictures.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def compare(picture, picture_lab, truth, true_lab, weights):
-    """Return the figures that take scikit-image, of one row of pictures against the truth."""
+def perceptual_metrics(picture, picture_lab, truth, true_lab, weights):
+    """Return the metrics that take scikit-image, of one row of pictures against the truth."""
     from skimage.color import deltaE_ciede2000
 
     nearness = 1 - np.linalg.norm(picture_lab[..., 1:] - true_lab[..., 1:], axis=-1) / WIDEST_DISTANCE
@@ -112,24 +110,10 @@ def rarity_weights(true_lab):
     return 1 / shares[bins[..., 0], bins[..., 1]]
 
 
-def report(args, rows, about):
-    """Print the figures of labeled rows of pictures, among them "gray input" and "truth".
-
-    With --json also those that take longer, beside one more row: the mean color of the
-    training images, laid over the gray. They are written to its file, after what
-    the dict `about` holds.
-    """
-    if args.json:
-        mean = subsample(load_images(args, train=True)).mean((0, 2, 3), dtype=torch.float32) / 256
-        gray = rows["gray input"][:, :1]
-        rows = rows | {"mean training color": apply_chroma(mean.view(1, 3, 1, 1), gray)}
-    figures = measure(rows, rows["truth"], thorough=args.json)
-    columns = BASIC | PERCEPTUAL if args.json else BASIC
-    width = max(map(len, figures))
-    print(" " * width, *(f"{words:>13}" for words in columns.values()))
-    for label, row in figures.items():
-        values = (row[name]["mean"] for name in columns)
-        print(f"{label:<{width}}", *(f"{'-' if value is None else f'{value:.4g}':>13}" for value in values))
-    if args.json:
-        write_json(args.json, about | {"pictures": figures})
-        print(f"saved {args.json}")
+def print_metrics(metrics):
+    """Print the means of what measure() returned as a table, a row for each label."""
+    names = BASIC | PERCEPTUAL
+    columns = [name for name in names if name in next(iter(metrics.values()))]
+    values = {label: [row[name]["mean"] for name in columns] for label, row in metrics.items()}
+    rows = [[label, *("" if value is None else f"{value:.4g}" for value in row)] for label, row in values.items()]
+    print_table(["", *(names[name] for name in columns)], rows)

@@ -1,11 +1,11 @@
-"""The pictures that the scripts write: rows of images, training curves, feature maps."""
+"""The pictures that the scripts write: grids of images, training curves, feature maps."""
 
 import math
 import textwrap
 
 import numpy as np
 
-from cli import atomic_write
+from files import atomic_write
 
 
 def new_figure(**settings):
@@ -24,7 +24,7 @@ def save(figure, path):
 def save_image_grid(path, title, rows):
     """Write labeled rows of images: `rows` maps a label to images (3, H, W) or (1, H, W), tensors in 0..1.
 
-    All are drawn into one large image on white, since 50 axes take two seconds.
+    All are drawn as one large image on white, since 50 axes would take two seconds.
     """
     cell = max(max(image.shape[1:]) for images in rows.values() for image in images)
     step, columns = cell + math.ceil(cell / 32), max(len(images) for images in rows.values())
@@ -49,7 +49,7 @@ def save_curve(path, title, history):
     """Write the training curve: loss and, where there is one, accuracy, training against validation."""
     epochs = [row["epoch"] for row in history]
     names = {"loss": "loss"}
-    if not math.isnan(history[0]["valid_accuracy"]):
+    if "valid_accuracy" in history[0]:
         names["accuracy"] = "share of pixels in the right color"
     figure = new_figure(figsize=(5 * len(names), 3.6), layout="constrained")
     for ax, (name, label) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items()):

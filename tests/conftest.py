@@ -13,8 +13,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli
-import data
+import cifar10
+import console
 
 ROWS = 40  # images of a small batch: four of each class
 
@@ -45,9 +45,9 @@ def smooth_images(count, seed=0):
 
 def write_cifar(data_dir):
     """Write a small CIFAR-10 below data_dir and return its folder."""
-    folder = Path(data_dir) / data.FOLDER
+    folder = Path(data_dir) / cifar10.FOLDER
     folder.mkdir(parents=True)
-    for seed, name in enumerate(data.TRAIN_FILES + data.TEST_FILES):
+    for seed, name in enumerate(cifar10.TRAIN_FILES + cifar10.TEST_FILES):
         labels = [row % 10 for row in range(ROWS)]
         (folder / name).write_bytes(batch_bytes(smooth_images(ROWS, seed).reshape(ROWS, -1), labels))
     return folder
@@ -56,7 +56,7 @@ def write_cifar(data_dir):
 def write_archive(path, folder):
     """Pack a folder of batches as the official archive is, and return its SHA-256."""
     with tarfile.open(path, "w:gz") as tar:
-        tar.add(folder, data.FOLDER)
+        tar.add(folder, cifar10.FOLDER)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -95,7 +95,7 @@ def hostile_palette(mark):
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
     """A small CIFAR-10 that the scripts find by themselves; returns its data folder."""
-    monkeypatch.setattr(data, "ROWS", ROWS)
+    monkeypatch.setattr(cifar10, "ROWS", ROWS)
     monkeypatch.setenv("COLORIZATION_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     write_cifar(tmp_path / "data")
@@ -118,7 +118,7 @@ def fails(capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["script.py", *map(str, argv)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            cli.run(main)
+            console.run(main)
         assert stop.value.code == 2
         lines = capsys.readouterr().err.strip().splitlines()
         if not lines[0].startswith("usage:"):  # argparse shows the usage before its line

@@ -1,5 +1,6 @@
 """Reading images and palettes, quantizing, downloading; and what lies in the way of each."""
 
+import hashlib
 import http.server
 import io
 import pickle
@@ -12,9 +13,11 @@ import pytest
 import torch
 from conftest import ROWS, Payload, batch_bytes, handout_palette, hostile_palette, smooth_images, write_archive
 
+import cifar10
 import colorization
 import data
-from cli import UserError
+import image_files
+from console import UserError
 
 
 def brute_force(images, palette):
@@ -62,14 +65,14 @@ def test_an_array_file_is_trained_on_from_the_disk(tmp_path, monkeypatch, capsys
     images = smooth_images(40)
     np.save("mine.npy", images)
     for train, expected in ((True, images[:36]), (False, images[36:])):
-        mapped = data.array_images("mine.npy", train)
+        mapped = image_files.array_images("mine.npy", train)
         assert np.array_equal(mapped.numpy(), expected)
         mapped[0] = 0  # stays in memory
     assert np.array_equal(np.load("mine.npy"), images)
     colorization.main(["--data", "mine.npy", "-c", "4", "-e", "1", "-f", "2", "-b", "8"])
-    assert "36 training and 4 validation images of the pictures of mine.npy" in capsys.readouterr().out
+    assert "36 training and 4 validation images of the images of mine.npy" in capsys.readouterr().out
     colorization.main(["--data", "mine.npy", "--valid", "--checkpoint", "outputs/unet_k3_f2.pkl"])
-    assert "4 images of the pictures of mine.npy" in capsys.readouterr().out
+    assert "4 images of the images of mine.npy" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_an_array_file_is_trained_on_from_the_disk(tmp_path, monkeypatch, capsys
         (np.zeros((19, 3, 32, 32), np.uint8), "has 19 images"),
         (np.zeros(3, object), "not an array of numpy's"),
         (None, "cannot read it"),
-        ("cut", "cut short"),
+        ("cut", "truncated"),
     ],
 )
 def test_array_files_that_will_not_do(tmp_path, fails, array, said):
@@ -94,19 +97,31 @@ def test_array_files_that_will_not_do(tmp_path, fails, array, said):
     assert said in error and str(path) in error
 
 
+def test_a_folder_of_cifar10_is_told_from_one_of_images(cifar, tmp_path):
+    (tmp_path / "album").mkdir()
+    for name, folder in (("cifar10", cifar), (str(cifar), cifar), ("album", None), ("sample", None)):
+        assert data.ImageSource(name).cifar10_folder == folder
+    horses = data.ImageSource(str(cifar), "horse").validation_images()
+    assert torch.equal(horses, cifar10.load_cifar10(cifar, ["horse"], train=False)[0])
+    (cifar / cifar10.FOLDER).rename(tmp_path / "elsewhere")
+    (cifar / "cifar-10-python.tar.gz").touch()  # to be unpacked
+    assert data.ImageSource(str(cifar)).cifar10_folder == cifar
+
+
 def test_gray_is_the_mean_over_256():
     image = torch.tensor([255, 0, 3], dtype=torch.uint8).view(1, 3, 1, 1)
     assert data.to_gray(image).item() == 86 / 256
 
 
 def test_cifar_by_category(cifar):
-    horses = data.cifar10_images(cifar, ["horse"], train=True)
+    horses, labels = cifar10.load_cifar10(cifar, ["horse"], train=True)
+    assert labels.tolist() == [7] * len(horses)
     assert horses.shape == (5 * ROWS // 10, 3, 32, 32)
     assert horses.dtype == torch.uint8
     expected = [smooth_images(ROWS, seed)[row] for seed in range(5) for row in range(7, ROWS, 10)]
     assert (horses.numpy() == np.stack(expected)).all()
-    assert len(data.cifar10_images(cifar, data.CLASSES, train=True)) == 5 * ROWS
-    assert (data.cifar10_images(cifar, ["airplane"], train=False)[0].numpy() == smooth_images(ROWS, 5)[0]).all()
+    assert len(cifar10.load_cifar10(cifar, cifar10.CLASSES, train=True)[0]) == 5 * ROWS
+    assert (cifar10.load_cifar10(cifar, ["airplane"], train=False)[0][0].numpy() == smooth_images(ROWS, 5)[0]).all()
 
 
 BROKEN = {
@@ -123,67 +138,73 @@ BROKEN = {
 
 @pytest.mark.parametrize("damage", BROKEN)
 def test_broken_batches_are_named(cifar, damage):
-    path = cifar / data.FOLDER / "data_batch_3"
+    path = cifar / cifar10.FOLDER / "data_batch_3"
     BROKEN[damage](path)
     with pytest.raises(UserError, match=r"data_batch_3.*remove"):
-        data.cifar10_images(cifar, ["horse"], train=True)
+        cifar10.load_cifar10(cifar, ["horse"], train=True)
 
 
 def test_a_hostile_batch_does_nothing(cifar, tmp_path):
-    path = cifar / data.FOLDER / "test_batch"
+    path = cifar / cifar10.FOLDER / "test_batch"
     path.write_bytes(pickle.dumps(Payload(tmp_path / "mark"), 2))
     with pytest.raises(UserError, match="test_batch"):
-        data.cifar10_images(cifar, ["horse"], train=False)
+        cifar10.load_cifar10(cifar, ["horse"], train=False)
     assert not (tmp_path / "mark").exists()
 
 
 def test_the_archive_is_unpacked_once(cifar, monkeypatch):
-    folder = cifar / data.FOLDER
-    before = data.cifar10_images(cifar, data.CLASSES, train=False)
-    monkeypatch.setattr(data, "SHA256", write_archive(cifar / "cifar-10-python.tar.gz", folder))
+    folder = cifar / cifar10.FOLDER
+    before, _ = cifar10.load_cifar10(cifar, cifar10.CLASSES, train=False)
+    monkeypatch.setattr(cifar10, "SHA256", write_archive(cifar / "cifar-10-python.tar.gz", folder))
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
-    assert (data.cifar10_images(cifar, data.CLASSES, train=False) == before).all()
+    assert (cifar10.load_cifar10(cifar, cifar10.CLASSES, train=False)[0] == before).all()
     (cifar / "cifar-10-python.tar.gz").unlink()
-    assert (data.cifar10_images(cifar, data.CLASSES, train=False) == before).all()
-    assert sorted(path.name for path in cifar.iterdir()) == [data.FOLDER]
+    assert (cifar10.load_cifar10(cifar, cifar10.CLASSES, train=False)[0] == before).all()
+    assert sorted(path.name for path in cifar.iterdir()) == [cifar10.FOLDER]
 
 
 def test_archives_that_are_not_cifar_leave_no_folder(tmp_path, monkeypatch):
     archive = tmp_path / "cifar-10-python.tar.gz"
     archive.write_bytes(b"half an archive")
     with pytest.raises(UserError, match="SHA-256"):
-        data.cifar10_folder(tmp_path)
+        cifar10.batches_folder(tmp_path)
     (tmp_path / "something").mkdir()
     sha = write_archive(archive, tmp_path / "something")
     with pytest.raises(UserError, match="not the archive of CIFAR-10"):
-        data.unpack(archive, tmp_path / data.FOLDER, sha)
+        cifar10.unpack(archive, tmp_path / cifar10.FOLDER, sha)
     with tarfile.open(archive, "w:gz") as tar:
-        link = tarfile.TarInfo(f"{data.FOLDER}/data_batch_1")
+        link = tarfile.TarInfo(f"{cifar10.FOLDER}/data_batch_1")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     with pytest.raises(UserError, match="data_batch_1 is not a batch"):
-        data.unpack(archive, tmp_path / data.FOLDER, data.hashlib.sha256(archive.read_bytes()).hexdigest())
+        cifar10.unpack(archive, tmp_path / cifar10.FOLDER, sha256(archive))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-python.tar.gz", "something"]
 
 
 def test_hostile_archives_write_nothing(tmp_path):
     (tmp_path / "data").mkdir()
     archive = tmp_path / "data" / "archive.tar"
-    for name in (str(tmp_path / "absolute"), "../above", f"{data.FOLDER}/../above", f"{data.FOLDER}/data_batch_1"):
+    folder = cifar10.FOLDER
+    for name in (str(tmp_path / "absolute"), "../above", f"{folder}/../above", f"{folder}/data_batch_1"):
         with tarfile.open(archive, "w") as tar:
             member = tarfile.TarInfo(name)
             member.size = 50_000_000 if name.endswith("batch_1") else 10
             tar.addfile(member, io.BytesIO(bytes(member.size)))
         with pytest.raises(UserError, match="CIFAR-10"):
-            data.unpack(archive, tmp_path / "data" / data.FOLDER, data.hashlib.sha256(archive.read_bytes()).hexdigest())
+            cifar10.unpack(archive, tmp_path / "data" / cifar10.FOLDER, sha256(archive))
         assert [path.name for path in tmp_path.rglob("*")] == ["data", "archive.tar"]
-    huge = tarfile.TarInfo(f"{data.FOLDER}/data_batch_1")
+    huge = tarfile.TarInfo(f"{cifar10.FOLDER}/data_batch_1")
     huge.size = 100 << 30
     archive.write_bytes(huge.tobuf() + bytes(10_000))
     with pytest.raises(UserError, match="CIFAR-10"):
-        data.unpack(archive, tmp_path / "data" / data.FOLDER, data.hashlib.sha256(archive.read_bytes()).hexdigest())
+        cifar10.unpack(archive, tmp_path / "data" / cifar10.FOLDER, sha256(archive))
+
+
+def sha256(path):
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -222,7 +243,7 @@ def server():
 def test_a_download_arrives_whole(server, tmp_path):
     body = bytes(range(256)) * 3000
     server.answer = (200, None, body)
-    data.download(server.url, tmp_path / "new" / "file", data.hashlib.sha256(body).hexdigest())
+    cifar10.download(server.url, tmp_path / "new" / "file", hashlib.sha256(body).hexdigest())
     assert (tmp_path / "new" / "file").read_bytes() == body
     assert len(list((tmp_path / "new").iterdir())) == 1
 
@@ -238,10 +259,10 @@ def test_a_download_arrives_whole(server, tmp_path):
 )
 def test_a_failed_download_leaves_nothing(server, tmp_path, monkeypatch, answer):
     server.answer = answer
-    monkeypatch.setattr(data, "TIMEOUT", 0.3)
-    monkeypatch.setattr(data, "URL", server.url)
+    monkeypatch.setattr(cifar10, "TIMEOUT", 0.3)
+    monkeypatch.setattr(cifar10, "URL", server.url)
     with pytest.raises(UserError, match="--data sample") as error:
-        data.cifar10_folder(tmp_path)
+        cifar10.batches_folder(tmp_path)
     assert server.url in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -251,8 +272,8 @@ def test_a_download_cut_at_any_byte_leaves_nothing(server, tmp_path):
     body = bytes(range(100))
     for length in range(0, 100, 7):
         server.answer = (200, 100, body[:length])
-        with pytest.raises(UserError, match="broke"):
-            data.download(server.url, tmp_path / "file", data.hashlib.sha256(body).hexdigest())
+        with pytest.raises(UserError, match="invalid hash value"):
+            cifar10.download(server.url, tmp_path / "file", hashlib.sha256(body).hexdigest())
         assert list(tmp_path.iterdir()) == []
 
 
@@ -261,18 +282,17 @@ def test_an_interrupted_download_leaves_nothing(server, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     server.answer = (200, None, bytes(1000))
-    monkeypatch.setattr(data.tqdm, "update", interrupt)
+    monkeypatch.setattr("torch.hub.tqdm.update", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        data.download(server.url, tmp_path / "file", "0" * 64)
+        cifar10.download(server.url, tmp_path / "file", "0" * 64)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_network_is_one_clear_message(fails, tmp_path, monkeypatch):
-    import colorization
-
     url = "http://127.0.0.1:9/cifar-10-python.tar.gz"  # nothing listens there
-    monkeypatch.setattr(data, "URL", url)
-    line = fails(colorization.main, "--data-dir", tmp_path / "data", "--out-dir", tmp_path)
+    monkeypatch.setattr(cifar10, "URL", url)
+    monkeypatch.setenv("COLORIZATION_DATA", str(tmp_path / "data"))
+    line = fails(colorization.main, "--out-dir", tmp_path)
     for part in (url, str(tmp_path / "data"), "--data sample"):
         assert part in line
 
@@ -281,12 +301,12 @@ def test_sample_crops_share_no_pixel(monkeypatch):
     photo = np.zeros((427, 640, 3), np.uint8)
     photo[:, 320:480] = 255
     monkeypatch.setattr("sklearn.datasets.load_sample_images", lambda: SimpleNamespace(images=[photo]))
-    assert (data.sample_images(train=True) == 0).all()
-    assert (data.sample_images(train=False) == 255).all()
+    assert (image_files.sample_images(train=True) == 0).all()
+    assert (image_files.sample_images(train=False) == 255).all()
 
 
 def test_sample_crops_are_thousands_of_small_pictures():
-    train, valid = data.sample_images(train=True), data.sample_images(train=False)
+    train, valid = image_files.sample_images(train=True), image_files.sample_images(train=False)
     assert len(train) > 3000
     assert len(valid) > 200
     assert train.shape[1:] == valid.shape[1:] == (3, 32, 32)

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
-from checkpoint import create_model
-from models import CNN, DilatedUNet, MyConv2d, MyDilatedConv2d, RegressionCNN, UNet
+from models import CNN, DilatedUNet, MyConv2d, MyDilatedConv2d, UNet, create_model, load_weights
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -112,8 +111,8 @@ def reference(model, net, x):
     down1 = norm("downconv1.2", F.max_pool2d(conv("downconv1.0", x), 2))
     down2 = norm("downconv2.2", F.max_pool2d(conv("downconv2.0", down1), 2))
     middle = norm("rfconv.1", conv("rfconv.0", down2, dilation=2 if model == "DUNet" else 1))
-    up1 = norm("upconv1.2", upsampled(conv("upconv1.0", torch.cat([middle, down2], 1) if skips else middle)))
-    up2 = norm("upconv2.2", upsampled(conv("upconv2.0", torch.cat([up1, down1], 1) if skips else up1)))
+    up1 = norm("upconv1.1", upsampled(conv("upconv1.0", torch.cat([middle, down2], 1) if skips else middle)))
+    up2 = norm("upconv2.1", upsampled(conv("upconv2.0", torch.cat([up1, down1], 1) if skips else up1)))
     return conv("finalconv", torch.cat([up2, x], 1) if skips else up2)
 
 
@@ -161,25 +160,37 @@ def test_sizes_that_cannot_be_halved_twice_are_refused(model, size):
         create_model(model, 3, 4, 5)(torch.rand(1, 1, *size))
 
 
-def test_parameter_names_are_the_handouts():
-    names = UNet(3, 32, 24).state_dict()
-    for name in (
-        "downconv1.0.weight",
-        "downconv1.2.running_mean",
-        "rfconv.1.weight",
-        "upconv1.2.weight",
-        "finalconv.bias",
-    ):
-        assert name in names
-    assert names["upconv1.0.weight"].shape == (32, 128, 3, 3)
-    assert names["finalconv.weight"].shape == (24, 25, 3, 3)
-    assert RegressionCNN(3, 32).state_dict()["upconv2.2.running_var"].shape == (3,)
+class HandoutUNet(UNet):
+    """The UNet as the handout has it: upsampling is layer 1 of a decoder's stage, before batch norm."""
+
+    def __init__(self, *settings):
+        super().__init__(*settings)
+        for name in ("upconv1", "upconv2"):
+            conv, norm, relu, upsample = getattr(self, name)
+            setattr(self, name, nn.Sequential(conv, upsample, norm, relu))
+
+
+@pytest.mark.parametrize("counters", [True, False])
+def test_the_handouts_weights_load(counters):
+    torch.manual_seed(0)
+    theirs, ours = HandoutUNet(3, 4, 5), UNet(3, 4, 5)
+    theirs(torch.rand(8, 1, 16, 16))  # batch statistics away from their start
+    state_dict = theirs.state_dict()
+    assert "upconv1.2.running_mean" in state_dict
+    if not counters:  # files of old versions of PyTorch have none
+        state_dict = {name: value for name, value in state_dict.items() if "num_batches" not in name}
+    load_weights(ours, state_dict)
+    x = torch.rand(3, 1, 16, 16)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=0, atol=1e-6)
+    del state_dict["rfconv.1.weight"]
+    with pytest.raises(RuntimeError, match=r"rfconv\.1\.weight"):
+        load_weights(ours, state_dict)
 
 
 def test_a_networks_table_counts_every_weight(capsys):
     models.main(["UNet"])
     said = capsys.readouterr().out
-    assert "24 of 25x3x3     24x32x32      5,424" in said
-    stages = re.findall(r"^\w+ +\w*Conv2d.* ([\d,]+)$", said, re.MULTILINE)
+    assert re.search(r"finalconv .* 24 of 25x3x3 +\| 24x32x32 +\| 5,424 ", said)
+    stages = re.findall(r"^\| \w+ +\| \w*Conv2d.* ([\d,]+) +\|$", said, re.MULTILINE)
     assert sum(int(count.replace(",", "")) for count in stages) == 112_344 and "112,344 weights" in said
     assert "downconv2              ████████             64 maps of 8x8" in said

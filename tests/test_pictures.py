@@ -16,11 +16,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import activations
 import colorization
 import colorize
+import image_files
 import metrics
-import photos
-from checkpoint import Checkpoint, create_model, save_checkpoint
-from cli import UserError
+from checkpoint import save_checkpoint
+from console import UserError
 from decoding import CHROMA_GAIN, apply_chroma, chroma_error, decode_annealed_mean, decode_argmax
+from models import new_network
 
 PALETTE = np.array([[0.1, 0.1, 0.1], [0.9, 0.3, 0.3], [0.2, 0.3, 0.7]])
 
@@ -75,7 +76,7 @@ def test_colorfulness_by_hand():
 
 def test_measures_are_scikit_images():
     truth, picture = some_pictures(seed=1), (some_pictures(seed=1) + 0.1 * some_pictures(seed=2)).clamp(0, 1)
-    figures = metrics.measure({"it": picture, "truth": truth}, truth, thorough=True)["it"]
+    figures = metrics.measure({"it": picture, "truth": truth}, truth, perceptual=True)["it"]
     one = [x.permute(0, 2, 3, 1).numpy() for x in (picture, truth)]
     assert figures["psnr"]["mean"] == pytest.approx(peak_signal_noise_ratio(*one, data_range=1), abs=1e-4)
     for number, (made, true) in enumerate(zip(*one)):
@@ -88,7 +89,7 @@ def test_measures_are_scikit_images():
 
 def test_the_truth_itself_measures_as_perfect():
     truth = some_pictures()
-    figures = metrics.measure({"truth": truth}, truth, thorough=True)["truth"]
+    figures = metrics.measure({"truth": truth}, truth, perceptual=True)["truth"]
     assert figures["psnr"]["mean"] is None and figures["psnr"]["per_image"] == [None] * 3
     assert [figures[name]["mean"] for name in ("ssim", "auc", "balanced_auc", "ciede2000")] == pytest.approx(
         [1, 1, 1, 0]
@@ -99,7 +100,7 @@ def test_auc_is_the_area_under_the_curve_and_balance_weighs_rare_colors_up():
     truth = torch.tensor([0.5, 0.5, 0.5]).view(1, 3, 1, 1).repeat(1, 1, 8, 8)
     truth[0, :, 0, 0] = torch.tensor([1.0, 0.0, 0.0])
     gray = truth.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    figures = metrics.measure({"gray": gray}, truth, thorough=True)["gray"]
+    figures = metrics.measure({"gray": gray}, truth, perceptual=True)["gray"]
     far = np.linalg.norm((rgb2lab([1.0, 0, 0]) - rgb2lab([1 / 3] * 3))[1:])
     curve = [np.mean(np.array([0.0] * 63 + [far]) <= threshold) for threshold in np.linspace(0, 150, 15001)]
     assert figures["auc"]["mean"] == pytest.approx(np.mean(curve), abs=1e-4)
@@ -152,9 +153,9 @@ def test_any_format_and_mode_is_colored_at_its_size(tmp_path, capsys):
             if transparent:
                 assert colored.getchannel("A").tobytes() == source.convert("RGBA").getchannel("A").tobytes()
             if file.endswith("png"):
-                gray = np.asarray(photos.read_image(album / name)[0]).astype(float).mean(2)
+                gray = np.asarray(image_files.read_image(album / name)[0]).astype(float).mean(2)
                 assert abs(np.asarray(colored.convert("RGB")).astype(float).mean(2) - gray).max() <= 1
-    deep, plain = (np.asarray(photos.read_image(album / f"{name}")[0]) for name in ("deep.png", "floats.tif"))
+    deep, plain = (np.asarray(image_files.read_image(album / f"{name}")[0]) for name in ("deep.png", "floats.tif"))
     assert abs(deep.astype(int) - plain).max() <= 1 and deep.max() > 128
 
 
@@ -172,20 +173,20 @@ def test_names_are_never_overwritten_and_what_is_no_picture_is_named(tmp_path, c
     names = {"a_colored.png", "a_colored_2.png", "a_colored_3.png", "a_colored_4.png"}
     assert {file.name for file in out.iterdir()} == names | {"before_and_after.png", "before_and_after_2.png"}
     capsys.readouterr()
-    with pytest.raises(UserError, match="1 of 2 pictures"):
+    with pytest.raises(UserError, match="1 of 2 images"):
         colorization.main(["--colorize", str(tmp_path / "broken.png"), str(tmp_path / "a.png"), "--out-dir", str(out)])
     said = capsys.readouterr()
     assert "broken.png" in said.err and "a_colored_5.png" in said.out
     assert "none.png" in "".join(fails(colorization.main, "--colorize", tmp_path / "a.png", "--checkpoint", "none.png"))
     (tmp_path / "empty").mkdir()
-    assert "no pictures" in fails(colorization.main, "--colorize", tmp_path / "empty", "--out-dir", out)
+    assert "no images" in fails(colorization.main, "--colorize", tmp_path / "empty", "--out-dir", out)
 
 
 def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     Image.new("RGB", (200, 100)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)
     with pytest.raises(UserError, match=r"large\.png: has more than .* million pixels"):
-        photos.read_image(tmp_path / "large.png")
+        image_files.read_image(tmp_path / "large.png")
 
 
 def test_strips_leave_no_seams(monkeypatch):
@@ -196,14 +197,15 @@ def test_strips_leave_no_seams(monkeypatch):
     assert abs(np.asarray(colorize.colorize_full_size(differences, image)) - whole).max() <= 1
 
 
-def test_the_two_decodings_of_a_photograph_differ(tmp_path):
+def test_a_lower_temperature_gives_a_photograph_more_color(tmp_path):
     Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).save(tmp_path / "a.png")
     made = []
-    for decode in ("smooth", "palette"):
-        out = tmp_path / decode
-        colorization.main(["--colorize", str(tmp_path / "a.png"), "--decode", decode, "--out-dir", str(out)])
-        made.append((out / "a_colored.png").read_bytes())
-    assert made[0] != made[1]
+    for temperature in ("0.05", "1"):
+        out = tmp_path / temperature
+        colorization.main(["--colorize", str(tmp_path / "a.png"), "--temperature", temperature, "--out-dir", str(out)])
+        colored = torch.from_numpy(np.array(Image.open(out / "a_colored.png"))).permute(2, 0, 1)[None] / 255
+        made.append(metrics.colorfulness(colored).item())
+    assert made[0] > made[1]
 
 
 @pytest.fixture
@@ -229,15 +231,15 @@ def test_training_on_a_folder_of_pictures(folder, capsys):
 
 
 def test_a_folders_pictures_are_split_the_same_way_every_time(folder):
-    train, valid = (photos.folder_images.__wrapped__(folder, part, 32) for part in (True, False))
+    train, valid = (image_files.folder_images.__wrapped__(folder, part) for part in (True, False))
     assert len(train) + len(valid) == 40 and train.shape[1:] == (3, 32, 32) and train.dtype == torch.uint8
-    assert torch.equal(valid, photos.folder_images.__wrapped__(folder, False, 32))
+    assert torch.equal(valid, image_files.folder_images.__wrapped__(folder, False))
     assert not {x.numpy().tobytes() for x in train} & {x.numpy().tobytes() for x in valid}
 
 
 def test_folders_that_will_not_do(tmp_path, fails):
-    assert "no folder of pictures" in fails(colorization.main, "--data", tmp_path / "none", "--colors", "4")
-    assert "too few pictures" in fails(colorization.main, "--data", tmp_path, "--colors", "4")
+    assert "no folder of images" in fails(colorization.main, "--data", tmp_path / "none", "--colors", "4")
+    assert "too few images" in fails(colorization.main, "--data", tmp_path, "--colors", "4")
 
 
 def test_validation_writes_every_images_figures(cifar, small_palette, capsys):
@@ -277,7 +279,7 @@ def test_training_starts_from_a_checkpoint(cifar, small_palette, fails, capsys):
 
 
 def test_activations_of_a_picture_file(folder, capsys):
-    save_checkpoint("small.pkl", Checkpoint(create_model("UNet", 3, 2, 3), "UNet", 3, 2, PALETTE))
+    save_checkpoint("small.pkl", new_network(PALETTE, "UNet", 3, 2)[1])
     activations.main([str(folder / "0.png"), "--checkpoint", "small.pkl"])
     assert "activations_unet_0" in capsys.readouterr().out
 

@@ -17,11 +17,14 @@ import activations
 import color_regression
 import colorization
 import data
-from checkpoint import FORMAT, create_model, load_checkpoint
-from cli import UserError, atomic_write
+import image_files
+from checkpoint import FORMAT, OLD_FORMAT, load_checkpoint, save_checkpoint
+from console import UserError
+from files import PROJECT, atomic_write
+from models import create_model, load_network, new_network, stage_outputs
 
-PROJECT = Path(data.__file__).parent
 SMALL = ["-f", "4", "-e", "2", "-b", "8"]
+STAGES = ("downconv1", "downconv2", "rfconv", "upconv1", "upconv2", "finalconv")
 
 
 def rows_of(path):
@@ -57,7 +60,7 @@ def test_train_then_validate(cifar, small_palette, capsys, model):
         "epoch": 2,
     }
     assert np.array_equal(content["palette"].numpy(), np.load(small_palette))
-    assert content["figures"]["valid_loss"] == float(rows[-1]["valid_loss"])
+    assert content["metrics"]["valid_loss"] == float(rows[-1]["valid_loss"])
 
     colorization.main(["--valid", "--checkpoint", str(outputs / f"{name}.pkl")])  # says itself what it is
     validated = capsys.readouterr().out
@@ -75,7 +78,7 @@ def test_two_runs_of_one_command_give_the_same_figures(cifar, small_palette):
         [dict(row, seconds="") for row in rows_of(f"{d}/unet_k3_f4.csv")] for d in ("one", "two", "other")
     )
     assert one == two != other
-    states = [load_checkpoint(f"{folder}/unet_k3_f4.pkl").net.state_dict() for folder in ("one", "two")]
+    states = [load_checkpoint(f"{folder}/unet_k3_f4.pkl").state_dict for folder in ("one", "two")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -98,16 +101,19 @@ def test_held_out_training_images_validate(cifar, small_palette, capsys):
     assert f"{float(rows_of('outputs/unet_k3_f4.csv')[-1]['valid_loss']):.5f}" in capsys.readouterr().out
 
 
-def test_pretraining_learns_from_the_other_classes_first(cifar, small_palette, capsys, fails):
-    colorization.main([*SMALL, "-c", str(small_palette), "--pretrain", "3", "--holdout", "6"])
-    assert "first 3 epochs on these and 180 images of other classes" in capsys.readouterr().out
-    rows = rows_of("outputs/unet_k3_f4.csv")
-    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5"]
-    assert float(rows[3]["learning_rate"]) > 100 * float(rows[2]["learning_rate"])
-    for flags in (["--category", "all"], ["--data", "sample"]):
-        assert "one --category alone" in fails(
-            colorization.main, *SMALL, "-c", small_palette, "--pretrain", "1", *flags
-        )
+def test_training_on_all_classes_then_on_one_holds_out_the_same_images(cifar, small_palette, capsys):
+    flags = ["-c", str(small_palette), "-b", "8", "--holdout", "6"]
+    colorization.main([*SMALL, *flags, "--category", "all", "--out-dir", "first"])
+    assert "140 training and 60 validation images of CIFAR-10 all" in capsys.readouterr().out
+    colorization.main([*flags, "-e", "1", "-l", "1e-8", "--start-from", "first/unet_k3_f4.pkl"])
+    assert "14 training and 6 validation images of CIFAR-10 horse" in capsys.readouterr().out
+    content = load_checkpoint("outputs/unet_k3_f4.pkl")
+    assert content.data == "CIFAR-10 horse" and content.epoch == 1
+    every, horses = (data.ImageSource(category=name, holdout=6).validation_images() for name in ("all", "horse"))
+    held = {image.numpy().tobytes() for image in horses}
+    assert len(held) == 6 and held < {image.numpy().tobytes() for image in every}
+    learned = data.ImageSource(category="all", holdout=6).training_images()
+    assert not held & {image.numpy().tobytes() for image in learned}
 
 
 def test_regression(cifar, capsys):
@@ -117,11 +123,13 @@ def test_regression(cifar, capsys):
     assert is_picture("outputs/r_images.png")
     color_regression.main(["--checkpoint", "r.pkl"])
     validated = capsys.readouterr().out
-    line = re.search(r"mean squared error (\d.\d+).*gives (\d.\d+)", validated)
-    assert line[0] in trained
-    assert float(line[1]) == pytest.approx(float(rows_of("outputs/r.csv")[-1]["valid_loss"]), abs=1e-6)
-    images = data.cifar10_images(cifar, ["horse"], train=False).numpy() / 256
-    assert float(line[2]) == pytest.approx(((images - images.mean(1, keepdims=True)) ** 2).mean(), abs=1e-6)
+    line = re.search(r"images of CIFAR-10 horse: (mean squared error (\d.\d+))", validated)
+    assert line[1] in trained
+    assert float(line[2]) == pytest.approx(float(rows_of("outputs/r.csv")[-1]["valid_loss"]), abs=1e-6)
+    copied = re.search(r"copying the gray input to R, G and B: (\d.\d+)", validated)
+    assert copied[0] in trained
+    images = data.ImageSource().validation_images().numpy() / 256
+    assert float(copied[1]) == pytest.approx(((images - images.mean(1, keepdims=True)) ** 2).mean(), abs=1e-6)
     assert is_picture("outputs/regressioncnn_valid.png")
 
 
@@ -134,7 +142,7 @@ def test_activations(cifar, small_palette, capsys):
         pictures = sorted(Path("maps", folder).iterdir())
         assert [path.stem for path in pictures] == [
             "0_image",
-            *(f"{i}_{s}" for i, s in enumerate(activations.STAGES, 1)),
+            *(f"{i}_{s}" for i, s in enumerate(STAGES, 1)),
         ]
         assert all(is_picture(path) for path in pictures)
 
@@ -142,7 +150,8 @@ def test_activations(cifar, small_palette, capsys):
 def test_feature_maps_are_the_stages_outputs():
     net = create_model("UNet", 3, 4, 5)
     gray = torch.rand(1, 1, 16, 16)
-    maps = activations.feature_maps(net, gray)
+    maps = {name: output[0] for name, output in stage_outputs(net, gray).items()}
+    net.eval()
     assert {name: tuple(values.shape) for name, values in maps.items()} == {
         "downconv1": (4, 8, 8),
         "downconv2": (8, 4, 4),
@@ -175,9 +184,10 @@ def test_a_category_without_a_shipped_palette_gets_its_own(cifar, capsys):
 
 def test_the_sample_photographs_need_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    full = data.sample_images
+    full = image_files.sample_images
     monkeypatch.setattr(data, "sample_images", lambda train: full(train)[:60])
-    colorization.main([*SMALL, "--data", "sample", "--data-dir", "nowhere", "-e", "1", "-c", "4"])
+    monkeypatch.setenv("COLORIZATION_DATA", "nowhere")
+    colorization.main([*SMALL, "--data", "sample", "-e", "1", "-c", "4"])
     assert "sample photographs" in capsys.readouterr().out
     assert is_picture("outputs/unet_k3_f4_images.png")
 
@@ -187,9 +197,11 @@ def test_bare_weights_take_their_description_from_the_flags(cifar, small_palette
     flags = ["--valid", "--checkpoint", "bare.pkl", "-c", str(small_palette)]
     colorization.main([*flags, "--model", "DUNet", "-f", "4"])
     assert "DUNet, kernel 3, 4 filters, 5 colors" in capsys.readouterr().out
-    assert "name it with --model" in fails(colorization.main, *flags)
-    assert "bare.pkl: no weights of DUNet" in fails(colorization.main, *flags, "--model", "DUNet")
-    assert "bare.pkl: no weights of CNN" in fails(colorization.main, *flags, "--model", "CNN", "-f", "4")
+    assert "name the network with --model" in fails(colorization.main, *flags)
+    bare = [*flags[:3], "--model", "DUNet", "-f", "4"]
+    assert "bare.pkl: a DUNet needs a palette; name it with --colors" in fails(colorization.main, *bare)
+    assert "bare.pkl: not weights of DUNet" in fails(colorization.main, *flags, "--model", "DUNet")
+    assert "bare.pkl: not weights of CNN" in fails(colorization.main, *flags, "--model", "CNN", "-f", "4")
 
 
 @pytest.fixture
@@ -205,7 +217,7 @@ def trained(cifar, small_palette):
         (["--model", "CNN"], "u.pkl: its model is UNet, not CNN"),
         (["-f", "8"], "its num filters is 4, not 8"),
         (["-k", "5"], "its kernel is 3, not 5"),
-        (["-c", "24"], "made with another palette than --colors 24"),
+        (["-c", "24"], "made with another palette; leave --colors out"),
         (["-c", "gone.npy"], "gone.npy: cannot read the palette"),
         (["-c", "1"], "--colors 1: 2 to 256"),
         (["--category", "zebra"], "invalid choice: 'zebra'"),
@@ -241,7 +253,7 @@ def test_flags_out_of_range(cifar, fails, flags, said):
     assert not Path("outputs").exists()
 
 
-NUMBERS = ["--epochs", "--pretrain", "--batch-size", "--learn-rate", "--kernel", "--num-filters", "--seed"]
+NUMBERS = ["--epochs", "--batch-size", "--learn-rate", "--kernel", "--num-filters", "--seed"]
 
 
 @pytest.mark.parametrize("flag", [*NUMBERS, "--holdout"])
@@ -281,7 +293,9 @@ def test_files_that_are_no_checkpoints(trained, fails, tmp_path):
     content = torch.load(trained, weights_only=True)
     content["state_dict"]["finalconv.bias"][0] = np.nan
     torch.save(content, "nan")
-    assert "nan: finalconv.bias is not finite" in fails(colorization.main, "--valid", "--checkpoint", "nan")
+    assert "nan: not weights of UNet, kernel 3, 4 filters, 5 colors (finalconv.bias is not finite" in fails(
+        colorization.main, "--valid", "--checkpoint", "nan"
+    )
     assert "gone: cannot read" in fails(colorization.main, "--valid", "--checkpoint", "gone")
 
 
@@ -292,21 +306,41 @@ def test_checkpoints_that_describe_themselves_wrongly(trained, fails):
         "model": "GAN",
         "palette": None,
         "state_dict": {"finalconv.weight": "heavy"},
-        "figures": None,
+        "metrics": None,
     }
     content = torch.load(trained, weights_only=True)
     for name, lie in lies.items():
         torch.save(content | {name: lie}, "lie.pkl")
-        if name != "figures":
+        if name != "metrics":
             assert "lie.pkl: " in fails(colorization.main, "--valid", "--checkpoint", "lie.pkl")
         shorter = {key: value for key, value in content.items() if key != name}
         torch.save(shorter, "lie.pkl")
         assert "wrong or missing entries" in fails(colorization.main, "--valid", "--checkpoint", "lie.pkl")
 
 
+def test_checkpoints_of_the_first_version_load(tmp_path, monkeypatch):
+    """They called the metrics figures, and numbered the decoder's batch norm as the handout does."""
+    monkeypatch.chdir(tmp_path)
+    net, checkpoint = new_network(np.linspace([0, 0.1, 0], [0.9, 0.8, 0.99], 5), "CNN", 3, 2)
+    with torch.no_grad():
+        net.upconv1[1].bias.fill_(7)
+    save_checkpoint("old.pkl", checkpoint)
+    content = torch.load("old.pkl", weights_only=True)
+    renamed = {re.sub(r"^(upconv\d)\.1\.", r"\1.2.", name): v for name, v in content["state_dict"].items()}
+    assert "upconv1.2.bias" in renamed
+    old = content | {"format": OLD_FORMAT, "figures": {"valid_loss": 1.5}, "state_dict": renamed}
+    del old["metrics"]
+    torch.save(old, "old.pkl")
+    loaded, checkpoint = load_network("old.pkl")
+    assert checkpoint.metrics == {"valid_loss": 1.5}
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in net.state_dict().items())
+
+
 def test_a_regression_is_no_classifier_and_the_other_way_round(trained, fails):
     color_regression.main([*SMALL, "-e", "1", "--checkpoint", "r.pkl"])
-    assert "r.pkl: of a RegressionCNN" in fails(colorization.main, "--valid", "--checkpoint", "r.pkl")
+    assert "r.pkl: a RegressionCNN, which predicts no palette colors" in fails(
+        colorization.main, "--valid", "--checkpoint", "r.pkl"
+    )
     assert "its model is UNet, not RegressionCNN" in fails(color_regression.main, "--checkpoint", trained)
 
 

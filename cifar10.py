@@ -1,0 +1,129 @@
+"""CIFAR-10 in its official Python format: download, unpack and read it."""
+
+import hashlib
+import http.client
+import os
+import shutil
+import socket
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from console import UserError
+from distributed import local_rank0_first
+from unpickling import unpickle
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+SIZE = 32
+ROWS = 10_000  # images in a batch file
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+FOLDER = "cifar-10-batches-py"
+TIMEOUT = 30  # seconds of silence that end a download
+TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
+TEST_FILES = ["test_batch"]
+
+
+def archive_in(data_dir):
+    """Return where CIFAR-10's archive is kept in a folder."""
+    return Path(data_dir) / Path(URL).name
+
+
+def contains_cifar10(data_dir):
+    """Return whether a folder contains CIFAR-10's batches or its archive."""
+    return (Path(data_dir) / FOLDER).is_dir() or archive_in(data_dir).exists()
+
+
+def load_cifar10(data_dir, categories, train):
+    """Return CIFAR-10's training or test images of these classes.
+
+    uint8 (N, 3, 32, 32) in the order of the files, and labels int64 (N,), indices into
+    CLASSES. Downloads and unpacks the archive if `data_dir` does not contain it. Raises UserError.
+    """
+    with local_rank0_first():
+        folder = batches_folder(data_dir)
+    wanted = [CLASSES.index(name) for name in categories]
+    images, labels = zip(*(read_batch(folder / name) for name in (TRAIN_FILES if train else TEST_FILES)))
+    images, labels = np.concatenate(images), np.concatenate(labels)
+    chosen = np.isin(labels, wanted)
+    return torch.from_numpy(images[chosen]).view(-1, 3, SIZE, SIZE), torch.from_numpy(labels[chosen])
+
+
+def read_batch(path):
+    """Return the images, uint8 (10000, 3072), and labels, (10000,), of one CIFAR-10 batch file.
+
+    Raises UserError if the file is missing or differs from the official format.
+    """
+    try:
+        with open(path, "rb") as file:
+            batch = unpickle(file)
+        images, labels = batch[b"data"].array(), batch[b"labels"]
+        if images.shape != (ROWS, 3 * SIZE * SIZE) or images.dtype != np.uint8:
+            raise ValueError(f"its images have the shape {images.shape}")
+        if len(labels) != ROWS or not all(type(c) is int and 0 <= c < len(CLASSES) for c in labels):
+            raise ValueError(f"its labels are not {ROWS} numbers from 0 to 9")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror}); remove {path.parent} to get it again") from error
+    except Exception as error:  # a broken file raises anything, MemoryError too
+        raise UserError(f"{path}: not a batch of CIFAR-10 ({error}); remove {path.parent} to get it again") from error
+    return images, np.array(labels)
+
+
+def batches_folder(data_dir):
+    """Return the folder of CIFAR-10's batches; downloads and unpacks the archive if needed."""
+    folder, archive = Path(data_dir) / FOLDER, archive_in(data_dir)
+    if folder.is_dir():
+        return folder
+    if not archive.exists():
+        download(URL, archive, SHA256)
+    unpack(archive, folder, SHA256)
+    return folder
+
+
+def download(url, path, sha256):
+    """Download `url` to `path`, which appears only if the content has this SHA-256. Raises UserError."""
+    timeout = socket.getdefaulttimeout()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        socket.setdefaulttimeout(TIMEOUT)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
+    except (OSError, http.client.HTTPException, RuntimeError) as error:  # a RuntimeError is a wrong SHA-256
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"CIFAR-10 is not in {path.parent} and cannot be downloaded ({reason}); put {url} into that folder, "
+            f"or name a folder that contains it with --data, or use --data sample, which needs no download"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def unpack(archive, folder, sha256):
+    """Unpack the batches of CIFAR-10's archive into `folder`, which appears only when complete.
+
+    Reads only the files that are needed, by name, and writes them under names of our
+    own, so nothing else in an archive matters. Raises UserError.
+    """
+    try:
+        with open(archive, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise UserError(f"{archive}: corrupt or truncated (wrong SHA-256); remove it to download it again")
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as temporary:
+            part = Path(temporary) / FOLDER
+            part.mkdir()
+            with tarfile.open(archive) as tar:
+                for name in TRAIN_FILES + TEST_FILES:
+                    member = tar.getmember(f"{FOLDER}/{name}")
+                    if not member.isreg() or member.size > 40_000_000:
+                        raise ValueError(f"{member.name} is not a batch of CIFAR-10")
+                    with tar.extractfile(member) as source, open(part / name, "wb") as target:
+                        shutil.copyfileobj(source, target)
+            os.replace(part, folder)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{archive}: cannot unpack it ({error.strerror or error})") from error
+    except Exception as error:  # a broken archive raises anything
+        raise UserError(f"{archive}: not the archive of CIFAR-10 ({error}); remove it to download it again") from error

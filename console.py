@@ -1,0 +1,47 @@
+"""How a script speaks to its user: one-line errors, exit codes and tables."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A problem that the user can solve; the one-line message says what is wrong and what to do."""
+
+    def __init__(self, message):
+        super().__init__(" ".join(message.split()))
+
+
+def run(main):
+    """Call main(argv) and exit: with code 2 and one line on a UserError, 130 on Ctrl-C, 141 on a closed pipe."""
+    warnings.filterwarnings("ignore", module="PIL")  # about unusual images, which are read all the same
+    script = Path(sys.argv[0]).name
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, such as head, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own last flush
+        sys.exit(141)
+    except UserError as error:
+        process = f" (process {os.environ['RANK']})" if os.environ.get("RANK", "0") != "0" else ""
+        print(f"{script}{process}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if "RANK" not in os.environ or not any(name in str(error) for name in ("gloo", "NCCL", "Connection closed")):
+            raise
+        print(f"{script}: another process ended or stopped responding, so this one ends", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt as stop:
+        print(f"\n{script}: {stop or 'stopped by Ctrl-C'}", file=sys.stderr)
+        sys.exit(130)
+
+
+def print_table(columns, rows):
+    """Print a table with aligned columns, which is valid Markdown."""
+    rows = [list(map(str, row)) for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for number, row in enumerate(rows):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |")
+        if number == 0:
+            print("|" + "|".join("-" * (width + 2) for width in widths) + "|", flush=True)

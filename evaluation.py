@@ -1,0 +1,62 @@
+"""Measuring a network: exact for any batch size, in evaluation mode, without gradients."""
+
+import torch
+import torch.nn.functional as F
+
+import distributed
+from data import to_gray
+from models import device_of, predict
+
+METRICS = ("loss", "accuracy")  # a regression has no accuracy
+
+
+def cross_entropy(logits, labels, class_weights=None):
+    """Return the mean cross-entropy in nats per pixel of logits (N, K, H, W) and labels (N, H, W).
+
+    Where class weights (K,) are given the mean is weighted by them.
+    """
+    logits = logits.permute(0, 2, 3, 1).flatten(0, 2)  # (N·H·W, K), without a copy for channels-last
+    return F.cross_entropy(logits, labels.flatten().long(), class_weights)
+
+
+def accuracy(logits, labels):
+    """Return the share of pixels whose most probable color is their label."""
+    logits = logits.detach().permute(0, 2, 3, 1).flatten(0, 2)  # (N·H·W, K), without a copy for channels-last
+    return (logits.argmax(1) == labels.flatten()).float().mean()
+
+
+def batch_metrics(outputs, targets):
+    """Return a batch's metrics, (loss, accuracy) of palette labels or the mean squared error of RGB, (2,) or (1,)."""
+    if targets.is_floating_point():
+        return F.mse_loss(outputs, targets)[None]
+    return torch.stack([cross_entropy(outputs, targets), accuracy(outputs, targets)])
+
+
+def predictions(net, dataset, batch_size=None, start=0, step=1):
+    """Yield (images, targets, outputs) of every batch of a dataset, or of every `step`-th image from `start`."""
+    device = device_of(net)
+    batch_size = batch_size or (1000 if device.type == "cuda" else 100)  # what fills a GPU, or fits a CPU's cache
+    chosen = dataset.images[start::step]
+    for images in chosen.split(batch_size) if len(chosen) else ():
+        images = images.to(device)
+        yield images, dataset.targets(images), predict(net, to_gray(images))
+
+
+def evaluate(net, dataset, batch_size=None):
+    """Return the metrics of a network over a whole dataset, {"loss": …, "accuracy": …}.
+
+    Several processes share the images.
+    """
+    names = METRICS[: 1 if dataset.palette is None else 2]
+    sums = torch.zeros(len(names), dtype=torch.float64, device=device_of(net))
+    shard = distributed.rank(), distributed.world_size()
+    for images, targets, outputs in predictions(net, dataset, batch_size, *shard):
+        sums += len(images) * batch_metrics(outputs, targets)
+    return dict(zip(names, (distributed.all_reduce_sum(sums) / len(dataset)).tolist()))
+
+
+def format_metrics(metrics):
+    """Return metrics in words."""
+    if "accuracy" in metrics:
+        return f"validation loss {metrics['loss']:.5f}, accuracy {metrics['accuracy']:.2%}"
+    return f"mean squared error {metrics['loss']:.6f} (RGB in [0, 1))"

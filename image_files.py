@@ -1,0 +1,135 @@
+"""Image files: photographs of any format, folders of them, arrays, and the two that come with scikit-learn."""
+
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from cifar10 import SIZE
+from console import UserError
+
+VALIDATION_SHARE = 0.2  # of a folder's images
+
+
+def list_image_files(path):
+    """Return the image files in a folder and its subfolders, by their endings, sorted; or the file itself."""
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    endings = Image.registered_extensions()
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
+
+
+def read_image(path):
+    """Return an image as a viewer shows it: (an RGB image of 8 bits, its alpha channel or None).
+
+    Turns it upright, takes the first frame, and of 16 bits the upper 8. Raises
+    UserError if Pillow cannot read the file.
+    """
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+            return to_uint8(image).convert("RGB"), alpha
+    except Image.DecompressionBombError as error:
+        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        raise UserError(f"{path}: has more than {limit} million pixels; scale it down first") from error
+    except UnidentifiedImageError as error:  # whose message is the path again
+        raise UserError(f"{path}: not an image, or of a format that Pillow does not read") from error
+    except Exception as error:  # a broken file raises anything
+        raise UserError(f"{path}: cannot read this image ({getattr(error, 'strerror', None) or error})") from error
+
+
+def to_uint8(image):
+    """Return a gray image of 16 or 32 bits, or of floats up to 1 or 255, as one of 8 bits; others unchanged."""
+    if image.mode.startswith("I"):  # 16 bits, stored in 16 or 32
+        values = np.asarray(image).clip(0, 65535) >> 8
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        values = (values * 255 if values.max(initial=0) <= 1 else values).clip(0, 255)
+    else:
+        return image
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def load_square(path):
+    """Return the middle square of an image file, scaled to uint8 (3, 32, 32). Raises UserError."""
+    square = ImageOps.fit(read_image(path)[0], (SIZE, SIZE), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+@lru_cache(2)
+def folder_images(folder, train):
+    """Return a folder's images to train on or to validate on, uint8 (N, 3, 32, 32).
+
+    One in five is for validation, the same ones every time. Files that cannot be read
+    are named and left out. Raises UserError if too few are left.
+    """
+    files = list_image_files(folder)
+    order = np.random.default_rng(0).permutation(len(files))
+    count = round(len(files) * VALIDATION_SHARE)
+    chosen = np.sort(order[count:] if train else order[:count])
+
+    def read(number):
+        try:
+            return load_square(files[number])
+        except UserError as error:
+            tqdm.write(f"left out: {error}")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases Python's lock while it decodes
+        progress = tqdm(pool.map(read, chosen), total=len(chosen), desc="reading", leave=False, disable=None)
+        images = [image for image in progress if image is not None]
+    if len(images) < 2:
+        purpose = "train" if train else "validate"
+        raise UserError(f"{folder}: too few images to {purpose} on, {len(images)}; give at least 20 that Pillow reads")
+    return torch.stack(images)
+
+
+def array_images(path, train):
+    """Return the images of an .npy file to train on or to validate on, uint8 (N, 3, 32, 32), left on the disk.
+
+    The last tenth is for validation, at most 10,000 of them. The file is mapped into
+    memory, so it may be larger than that. Raises UserError.
+    """
+    try:
+        array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch requires a writable array
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror or error})") from error
+    except Exception as error:  # a broken file raises anything
+        raise UserError(f"{path}: not an array of numpy's, or truncated ({error})") from error
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (3, SIZE, SIZE):
+        actual = f"{array.dtype} of shape {array.shape}"
+        raise UserError(f"{path}: not uint8 of shape (N, 3, {SIZE}, {SIZE}) but {actual}; save it so with numpy.save")
+    if len(array) < 20:
+        raise UserError(f"{path}: has {len(array)} images; at least 20 are required to train and to validate on")
+    count = min(len(array) // 10, 10_000)
+    return torch.from_numpy(array[:-count] if train else array[-count:])
+
+
+def sample_images(train):
+    """Return 32x32 crops of scikit-learn's two photographs at five scales, uint8 (N, 3, 32, 32).
+
+    Validation crops come from a quarter right of the middle of each photograph, training crops
+    from both sides of it, cut apart before scaling, so that they share no pixel.
+    """
+    from sklearn.datasets import load_sample_images  # slow to import, and seldom needed
+
+    crops = []
+    for photo in load_sample_images().images:  # (427, 640, 3) uint8
+        parts = (photo[:, :320], photo[:, 480:]) if train else (photo[:, 320:480],)
+        for part, window in itertools.product(parts, (48, 64, 80, 96, 128)):  # pixels that a crop covers
+            scale = SIZE / window
+            size = round(part.shape[1] * scale), round(part.shape[0] * scale)
+            small = np.asarray(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS))
+            step = (14 if train else 32) * scale
+            for top in np.arange(0, size[1] - SIZE + 1, step).astype(int):
+                for left in np.arange(0, size[0] - SIZE + 1, step).astype(int):
+                    crops.append(small[top : top + SIZE, left : left + SIZE])
+    order = np.random.default_rng(0).permutation(len(crops))  # so that the first ten differ
+    return torch.from_numpy(np.stack(crops)[order]).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,214 @@
+"""The training loop."""
+
+import contextlib
+import copy
+import ctypes
+import math
+import random
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+import distributed
+from augmentation import augment
+from console import UserError
+from cuda_graph import GraphedStep
+from data import subsample, to_gray
+from decoding import TEMPERATURE, chroma_error, palette_tensor
+from evaluation import METRICS, accuracy, cross_entropy, evaluate
+from models import device_of
+from optim import Adam, averaging_weight, one_cycle, update_average
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train; each default is written here and nowhere else."""
+
+    epochs: int = 25
+    batch_size: int = 25
+    learning_rate: float = 0.04  # the peak of the one-cycle schedule
+    augment: tuple = ("mirror", "shift-x", "shift-y")
+    seed: int = 0
+    precision: str = "auto"
+    rebalance: bool = False  # weight rare colors up in the loss
+    picture_weight: float = 0  # of the squared error of the decoded colors in the loss
+    temperature: float = TEMPERATURE  # at which they are decoded
+
+
+class Trainer:
+    """A network in training: `model` takes the optimizer's steps, `averaged_model` is their average.
+
+    Several processes average their gradients. On CUDA their batch norm then computes
+    the statistics of the whole batch, on the CPU each those of its own part.
+    """
+
+    def __init__(
+        self,
+        net,
+        dataset,
+        transforms=(),
+        precision=torch.float32,
+        rebalance=False,
+        picture_weight=0,
+        temperature=TEMPERATURE,
+    ):
+        self.averaged_model, self.dataset = net, dataset
+        self.transforms, self.precision = transforms, precision
+        self.picture_weight, self.temperature = picture_weight, temperature
+        self.device = device_of(net)
+        self.palette = None if dataset.palette is None else palette_tensor(dataset.palette, self.device)
+        self.class_weights = class_weights(dataset).to(self.device) if rebalance else None
+        self.model = copy.deepcopy(net)
+        if distributed.world_size() > 1 and self.device.type == "cuda":
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        several = distributed.world_size() > 1
+        self.forward = nn.parallel.DistributedDataParallel(self.model) if several else self.model
+        self.optimizer = Adam(self.model.parameters())
+        self.learning_rate = torch.zeros((), device=self.device)  # a tensor, so that a CUDA graph reads it anew
+
+    def step(self, images, scale=1):
+        """Learn from a batch of uint8 images (N, 3, H, W); return its metrics, a tensor: (loss, accuracy) or (loss,).
+
+        `scale` multiplies the loss, if this is a part of a batch. Nothing here waits for the device.
+        """
+        images = augment(images, self.transforms)
+        targets = self.dataset.targets(images)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            outputs = self.forward(to_gray(images))
+        outputs = outputs.float()
+        loss = self.loss(outputs, targets, images)
+        (loss * scale).backward()
+        self.optimizer.step(self.learning_rate)
+        self.optimizer.zero_grad()
+        update_average(self.averaged_model, self.model, averaging_weight(self.optimizer.steps[0]))
+        metrics = [loss.detach()] if self.palette is None else [loss.detach(), accuracy(outputs, targets)]
+        return torch.stack(metrics)
+
+    def loss(self, outputs, targets, images):
+        """Return the loss of a batch: the mean squared error of RGB, or the cross-entropy of palette labels."""
+        if self.palette is None:
+            return F.mse_loss(outputs, targets)
+        loss = cross_entropy(outputs, targets, self.class_weights)
+        if self.picture_weight:
+            loss = loss + self.picture_weight * chroma_error(outputs, self.palette, images, self.temperature)
+        return loss
+
+    def state_dict(self):
+        """Return all that training changes, as plain containers of tensors."""
+        parts = (self.averaged_model, self.model, self.optimizer)
+        return dict(zip(("averaged_model", "model", "optimizer"), (part.state_dict() for part in parts)))
+
+    def load_state_dict(self, state_dict):
+        """Restore what state_dict() returned."""
+        for name in ("averaged_model", "model", "optimizer"):
+            getattr(self, name).load_state_dict(state_dict[name])
+
+
+def train(trainer, valid, config, done=0):
+    """Train for the epochs after the first `done`; after each, yield its row of metrics, a dict.
+
+    Adam under a one-cycle learning rate; `trainer.averaged_model` is what is validated. Each
+    process learns from its part of every batch. Raises UserError if the loss is not finite.
+    """
+    tune_malloc()
+    images, rank, world_size = trainer.dataset.images, distributed.rank(), distributed.world_size()
+    graphed = trainer.device.type == "cuda" and world_size == 1
+    step = GraphedStep(trainer) if graphed else trainer.step
+    steps_per_epoch = math.ceil(len(images) / config.batch_size)
+    for epoch in range(done + 1, config.epochs + 1):
+        start = time.perf_counter()
+        trainer.model.train()
+        torch.manual_seed(derive_seed(config.seed, epoch, rank))  # of the augmentation
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch))
+        batches = torch.randperm(len(images), generator=generator).to(images.device).split(config.batch_size)
+        metrics = []
+        for number, batch in enumerate(tqdm(batches, leave=False, disable=True if rank else None, unit="step")):
+            progress = epoch - 1 + number / steps_per_epoch
+            trainer.learning_rate.fill_(config.learning_rate * one_cycle(progress / config.epochs))
+            mine = batch[rank::world_size]
+            count = len(mine)
+            mine = mine if count else batch[:1]  # a batch of fewer images than processes: counts nothing
+            metrics.append(count * step(images[mine].to(trainer.device), count * world_size / len(batch)))
+        train_metrics = epoch_means(metrics, epoch, len(images), config.learning_rate)
+        for buffer in trainer.averaged_model.buffers():
+            distributed.broadcast_from_rank0(buffer)
+        yield {
+            "epoch": epoch,
+            **{f"train_{name}": value for name, value in zip(METRICS, train_metrics)},
+            **{f"valid_{name}": value for name, value in evaluate(trainer.averaged_model, valid).items()},
+            "learning_rate": config.learning_rate * one_cycle(epoch / config.epochs),
+            "seconds": time.perf_counter() - start,
+        }
+
+
+def epoch_means(metrics, epoch, num_images, learning_rate):
+    """Return the means over an epoch's images of its steps' metrics, tensors that are sums over images.
+
+    Raises UserError if a loss is not finite.
+    """
+    metrics = distributed.all_reduce_sum(torch.stack(metrics).double()).cpu()  # (steps, 1 or 2)
+    finite = metrics[:, 0].isfinite()
+    if not finite.all():
+        raise UserError(
+            f"the loss is no longer finite in step {finite.int().argmin() + 1} of epoch {epoch}; the checkpoint is of "
+            f"the epoch before: train again with a smaller --learn-rate than {learning_rate:g}"
+        )
+    return (metrics.sum(0) / num_images).tolist()
+
+
+def class_weights(dataset, uniform=0.5):
+    """Return a weight for every palette color, (K,), greater for rarer ones: 1 on average over the dataset's pixels.
+
+    One over the color's share of the pixels mixed with the same share for all (Zhang et
+    al. 2016, equation 4, λ = `uniform`; a palette's colors need no smoothing over bins).
+    """
+    num_colors = len(dataset.palette)
+    parts = subsample(dataset.images).split(1000)
+    counts = sum(torch.bincount(dataset.targets(part).flatten(), minlength=num_colors) for part in parts)
+    shares = counts / counts.sum()
+    weights = 1 / ((1 - uniform) * shares + uniform / num_colors)
+    return weights / (shares * weights).sum()
+
+
+def choose_precision(name, device):
+    """Return the torch.dtype of the network's arithmetic in training: "auto", "fp32" or "bf16".
+
+    bfloat16 keeps weights and sums in float32 (torch.autocast); auto means that on a GPU that
+    supports it, and float32 elsewhere, with TF32 in convolutions. "fp32" is float32 throughout.
+    """
+    on_cuda = device.type == "cuda"
+    if on_cuda:
+        torch.backends.cudnn.conv.fp32_precision = "ieee" if name == "fp32" else "tf32"
+    if name == "auto":
+        name = "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def seed_everything(seed):
+    """Seed every generator of random numbers, and have cuDNN choose deterministic convolutions."""
+    torch.backends.cudnn.deterministic = True
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def derive_seed(*parts):
+    """Return a seed that is different for different integers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def tune_malloc():
+    """Have glibc keep the memory that tensors free for the next ones.
+
+    It returns large blocks to the system and gets them anew, page by page, at every
+    step: at batch 100 a seventh of the time. Other C libraries are left alone.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD

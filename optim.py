@@ -1,0 +1,86 @@
+"""The optimizer, its learning rate, and the average of the weights."""
+
+import math
+from itertools import chain
+
+import torch
+from torch.optim.adam import adam
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1) by PyTorch's fused kernel for all parameters.
+
+    torch.optim.Adam computes the same, but loads PyTorch's compiler when it is made, which
+    takes 1.7 s, half of a short run's start. Here the learning rate may be a tensor.
+    """
+
+    def __init__(self, parameters, betas=(0.9, 0.999), epsilon=1e-8):
+        self.parameters = list(parameters)
+        self.betas, self.epsilon = betas, epsilon
+        self.exp_avgs = [torch.zeros_like(p) for p in self.parameters]
+        self.exp_avg_sqs = [torch.zeros_like(p) for p in self.parameters]
+        self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self, learning_rate):
+        """Move the parameters along their gradients."""
+        adam(
+            self.parameters,
+            [p.grad for p in self.parameters],
+            self.exp_avgs,
+            self.exp_avg_sqs,
+            max_exp_avg_sqs=[],
+            state_steps=self.steps,
+            fused=True,
+            lr=learning_rate,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.epsilon,
+            weight_decay=0,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def zero_grad(self):
+        """Forget the gradients."""
+        for p in self.parameters:
+            p.grad = None
+
+    def state_dict(self):
+        """Return the moving averages and step counts, as lists of tensors."""
+        return {"exp_avgs": self.exp_avgs, "exp_avg_sqs": self.exp_avg_sqs, "steps": self.steps}
+
+    def load_state_dict(self, state_dict):
+        """Restore what state_dict() returned."""
+        for name, tensors in self.state_dict().items():
+            for mine, saved in zip(tensors, state_dict[name], strict=True):
+                mine.copy_(saved)
+
+
+def one_cycle(progress, warm_up=0.3, start=1 / 25):
+    """Return the share of the peak learning rate after a share `progress` of a run (Smith and Topin 2019).
+
+    It rises linearly from `start` over the first `warm_up` of the run, then falls to zero
+    along a cosine.
+    """
+    if progress < warm_up:
+        return start + (1 - start) * progress / warm_up
+    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
+
+
+def averaging_weight(steps):
+    """Return the weight of the latest parameters in their average, after so many steps, a number or a tensor.
+
+    Polynomial-decay averaging (Shamir and Zhang 2013, section 4, η = 8): the average
+    covers about the last ninth of all steps, however many there are.
+    """
+    return 9 / (9 + steps)
+
+
+@torch.no_grad()
+def update_average(averaged_model, model, weight):
+    """Move a model's averaged parameters and statistics toward the latest ones by `weight`, a 0-d tensor."""
+    tensors = (chain(net.parameters(), net.buffers()) for net in (averaged_model, model))
+    for average, latest in zip(*tensors):
+        if average.is_floating_point():
+            average.lerp_(latest, weight)
