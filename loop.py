@@ -117,8 +117,7 @@ def train(trainer, valid, config, done=0):
     """
     tune_malloc()
     images, rank, world_size = trainer.dataset.images, distributed.rank(), distributed.world_size()
-    graphed = trainer.device.type == "cuda" and world_size == 1
-    step = GraphedStep(trainer) if graphed else trainer.step
+    step = choose_step(trainer)
     steps_per_epoch = math.ceil(len(images) / config.batch_size)
     for epoch in range(done + 1, config.epochs + 1):
         start = time.perf_counter()
@@ -144,6 +143,11 @@ def train(trainer, valid, config, done=0):
             "learning_rate": config.learning_rate * one_cycle(epoch / config.epochs),
             "seconds": time.perf_counter() - start,
         }
+
+
+def choose_step(trainer):
+    """Return the function that takes a step: on one GPU repeated from a recording, else trainer.step."""
+    return GraphedStep(trainer) if trainer.device.type == "cuda" and distributed.world_size() == 1 else trainer.step
 
 
 def epoch_means(metrics, epoch, num_images, learning_rate):

@@ -1,6 +1,7 @@
 """Runs that are stopped, killed, or run out of space; and files that lie."""
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -24,13 +25,15 @@ from conftest import ROWS, batch_bytes, handout_palette, smooth_images
 from PIL import Image
 
 import checkpoint
+import cifar10
 import colorization
 import data
-import photos
-from cli import UserError
-from training import NotFinite, train_epoch
+import image_files
+import loop
+from console import UserError
+from files import PROJECT
+from models import create_model, load_network
 
-PROJECT = Path(data.__file__).parent
 SMALL = ["-f", "2", "-b", "8"]
 
 
@@ -38,44 +41,56 @@ class Stopped(BaseException):
     """What a killed process would see, if it saw anything."""
 
 
-def stop_in_epoch(monkeypatch, epoch, error=Stopped):
-    """Have training break off in the middle of this epoch, once."""
-    count = iter(range(1, 100))
+def stop_in_epoch(monkeypatch, epoch, error):
+    """Have training break off with an error in this epoch, once some steps are taken."""
+    means = loop.epoch_means
 
-    def breaking(trainer, *settings):
-        if next(count) == epoch:
-            trainer.examples = trainer.examples._replace(images=trainer.examples.images[:8])
-            train_epoch(trainer, *settings)
+    def breaking(metrics, number, *settings):
+        if number == epoch:
             raise error
-        return train_epoch(trainer, *settings)
+        return means(metrics, number, *settings)
 
-    monkeypatch.setattr("training.train_epoch", breaking)
+    monkeypatch.setattr(loop, "epoch_means", breaking)
 
 
-def figures(path):
+def metrics_of(path):
     """Return a CSV file's text without its column of seconds."""
     return [line.rsplit(",", 1)[0] for line in Path(path).read_text().splitlines()]
 
 
-PRETRAIN = ["--pretrain", "2"]
+def same_runs(one, two):
+    """Check that two folders have the metrics and weights of the same run."""
+    assert metrics_of(f"{one}/unet_k3_f2.csv") == metrics_of(f"{two}/unet_k3_f2.csv")
+    for name in ("unet_k3_f2.pkl", "unet_k3_f2_best.pkl"):
+        first, second = (torch.load(f"{folder}/{name}", weights_only=True) for folder in (one, two))
+        assert first["epoch"] == second["epoch"]
+        assert all(torch.equal(value, second["state_dict"][key]) for key, value in first["state_dict"].items())
 
 
-@pytest.mark.parametrize(("flags", "stop"), [([], 3), (PRETRAIN, 2), (PRETRAIN, 3), (PRETRAIN, 5)])
-def test_a_resumed_run_ends_as_an_uninterrupted_one(cifar, small_palette, monkeypatch, capsys, flags, stop):
-    command = [*SMALL, "-e", "4", "-c", str(small_palette), *flags]
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(cifar, small_palette, monkeypatch, stop):
+    command = [*SMALL, "-e", "4", "-c", str(small_palette)]
     colorization.main([*command, "--out-dir", "whole"])
     with monkeypatch.context() as patched:
-        stop_in_epoch(patched, stop)
+        stop_in_epoch(patched, stop, Stopped)
         with pytest.raises(Stopped):
             colorization.main([*command, "--out-dir", "parts"])
-    assert len(figures("parts/unet_k3_f2.csv")) == stop  # the header and the complete epochs
+    assert len(metrics_of("parts/unet_k3_f2.csv")) == stop  # the header and the complete epochs
     torch.rand(7)
     colorization.main([*command, "--out-dir", "parts", "--resume"])
-    assert figures("parts/unet_k3_f2.csv") == figures("whole/unet_k3_f2.csv")
-    for name in ("unet_k3_f2.pkl", "unet_k3_f2_best.pkl"):
-        one, two = (torch.load(f"{folder}/{name}", weights_only=True) for folder in ("whole", "parts"))
-        assert one["epoch"] == two["epoch"]
-        assert all(torch.equal(value, two["state_dict"][key]) for key, value in one["state_dict"].items())
+    same_runs("whole", "parts")
+
+
+def test_a_run_from_a_checkpoint_is_resumed_from_its_own_state(cifar, small_palette, monkeypatch):
+    colorization.main([*SMALL, "-e", "1", "-c", str(small_palette), "--out-dir", "first", "--category", "all"])
+    command = ["-b", "8", "-e", "3", "-l", "0.01", "--start-from", "first/unet_k3_f2.pkl"]
+    colorization.main([*command, "--out-dir", "whole"])
+    with monkeypatch.context() as patched:
+        stop_in_epoch(patched, 2, Stopped)
+        with pytest.raises(Stopped):
+            colorization.main([*command, "--out-dir", "parts"])
+    colorization.main([*command, "--out-dir", "parts", "--resume"])
+    same_runs("whole", "parts")
 
 
 def test_what_cannot_be_resumed_says_why(cifar, small_palette, fails, tmp_path):
@@ -84,13 +99,14 @@ def test_what_cannot_be_resumed_says_why(cifar, small_palette, fails, tmp_path):
     colorization.main([str(word) for word in command])
     assert "this run is finished, all 1 epochs" in fails(colorization.main, *command, "--resume")
     command[command.index("-e") + 1] = "3"
-    assert "other settings: --epochs was 1, not 3" in fails(colorization.main, *command, "--resume")
+    assert "other settings: epochs was 1, not 3" in fails(colorization.main, *command, "--resume")
     command[command.index("-e") + 1] = "1"
-    changes = {"--learn-rate": "0.03", "--batch-size": "5", "--seed": "3", "--augment": "mirror", "--holdout": "2"}
-    for flags in changes.items():
-        assert f"other settings: {flags[0]} was" in fails(colorization.main, *command, *flags, "--resume")
+    changes = {"learn-rate": "0.03", "batch-size": "5", "seed": "3", "augment": "mirror", "holdout": "2"}
+    for name, value in changes.items():
+        line = fails(colorization.main, *command, f"--{name}", value, "--resume")
+        assert f"other settings: {name.replace('-', ' ').replace('learn', 'learning')} was" in line
     np.save("other.npy", np.linspace([0, 0.1, 0], [0.9, 0.8, 0.98], 5))
-    assert "--colors is another palette" in fails(colorization.main, *command, "-c", "other.npy", "--resume")
+    assert "other settings: palette differs" in fails(colorization.main, *command, "-c", "other.npy", "--resume")
     Path("outputs/unet_k3_f2.state").write_bytes(b"no state")
     assert "not a training state" in fails(colorization.main, *command, "--resume")
     torch.save({}, "outputs/unet_k3_f2.state")
@@ -98,18 +114,22 @@ def test_what_cannot_be_resumed_says_why(cifar, small_palette, fails, tmp_path):
 
 
 def test_the_best_epoch_is_kept(cifar, small_palette, monkeypatch):
-    losses = iter([3.0, 1.0, 2.0] * 2)
-    monkeypatch.setattr("training.evaluate", lambda *_: (next(losses), 0.5))
-    for keep, last in (("last", 3), ("best", 2)):
-        colorization.main([*SMALL, "-e", "3", "-c", str(small_palette), "--keep", keep, "--checkpoint", f"{keep}.pkl"])
-        assert checkpoint.load_checkpoint(f"{keep}.pkl").epoch == last
-        assert checkpoint.load_checkpoint(f"{keep}_best.pkl").epoch == 2
+    losses = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": next(losses), "accuracy": 0.5})
+    colorization.main([*SMALL, "-e", "3", "-c", str(small_palette), "--checkpoint", "u.pkl"])
+    assert checkpoint.load_checkpoint("u.pkl").epoch == 3
+    assert checkpoint.load_checkpoint("u_best.pkl").epoch == 2
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(cifar, small_palette, monkeypatch, fails):
-    stop_in_epoch(monkeypatch, 2, NotFinite(5))
-    line = fails(colorization.main, *SMALL, "-e", "3", "-c", small_palette)
-    assert "step 5 of epoch 2" in line
+    loss, steps = loop.Trainer.loss, iter(range(1, 100))
+
+    def broken(self, *batch):
+        return loss(self, *batch) * (math.nan if next(steps) == 5 else 1)
+
+    monkeypatch.setattr(loop.Trainer, "loss", broken)
+    line = fails(colorization.main, *SMALL, "-e", "3", "-c", small_palette)  # three steps an epoch
+    assert "step 2 of epoch 2" in line
     assert "smaller --learn-rate than 0.04" in line
     assert checkpoint.load_checkpoint("outputs/unet_k3_f2.pkl").epoch == 1
 
@@ -117,9 +137,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(cifar, small_p
 def test_a_run_writes_what_it_takes_to_repeat_it(cifar, small_palette):
     colorization.main([*SMALL, "-e", "2", "-c", str(small_palette), "--seed", "9"])
     record = json.loads(Path("outputs/unet_k3_f2.json").read_text())
-    horses = data.cifar10_images(cifar, ["horse"], train=True)
+    horses = data.ImageSource().training_images()
     assert record["data"] == "CIFAR-10 horse"
-    assert record["data_sha256"] == data.hashlib.sha256(horses.numpy().tobytes()).hexdigest()
+    assert record["data_sha256"] == hashlib.sha256(horses.numpy().tobytes()).hexdigest()
     assert record["seed"] == 9
     assert record["epochs"] == 2
     assert record["versions"]["torch"] == torch.__version__
@@ -142,7 +162,7 @@ def shell(*argv, **settings):
 def train_small(rows, argv):
     """Run a training in this process, silently; the target of processes to be killed."""
     torch.set_num_threads(1)
-    data.ROWS = rows
+    cifar10.ROWS = rows
     with contextlib.redirect_stdout(io.StringIO()):
         colorization.main(argv)
 
@@ -169,7 +189,7 @@ def test_a_killed_process_leaves_whole_files(cifar, small_palette, monkeypatch):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_reliability"])
     moments = random.Random(0)
-    argv = [*SMALL, "-e", "9999", "-c", str(small_palette), "--data-dir", str(cifar)]
+    argv = [*SMALL, "-e", "9999", "-c", str(small_palette), "--data", str(cifar)]
     state, weights = Path("outputs/unet_k3_f2.state"), Path("outputs/unet_k3_f2.pkl")
     epochs, killed_parts = [0], 0
     for turn in range(30):
@@ -221,7 +241,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(cifar, small_palette, fails):
 
 @pytest.mark.parametrize("fault", ["folder", "below a file", "read-only", "out-dir is a file"])
 def test_targets_that_cannot_be_written_are_found_before_training(cifar, small_palette, fails, monkeypatch, fault):
-    monkeypatch.setattr("runs.train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr("run.train", lambda *_, **__: pytest.fail("training began"))
     Path("file").touch()
     Path("folder").mkdir()
     flags = {
@@ -259,12 +279,12 @@ def mutations(content, count, seed):
 
 
 def batch(path):
-    data.read_batch(path)
+    cifar10.read_batch(path)
 
 
 def archive(path):
     target = path.with_name("unpacked")
-    data.unpack(path, target, data.hashlib.sha256(path.read_bytes()).hexdigest())
+    cifar10.unpack(path, target, hashlib.sha256(path.read_bytes()).hexdigest())
     for file in target.iterdir():
         file.unlink()
     target.rmdir()
@@ -273,8 +293,8 @@ def archive(path):
 def archive_bytes(mode="w"):
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode=mode) as tar:
-        for name in data.TRAIN_FILES + data.TEST_FILES:
-            member = tarfile.TarInfo(f"{data.FOLDER}/{name}")
+        for name in cifar10.TRAIN_FILES + cifar10.TEST_FILES:
+            member = tarfile.TarInfo(f"{cifar10.FOLDER}/{name}")
             member.size = 100
             tar.addfile(member, io.BytesIO(bytes(100)))
     return stream.getvalue()
@@ -288,8 +308,8 @@ def checkpoint_bytes():
     content |= {
         "data": "x",
         "epoch": 1,
-        "figures": {},
-        "state_dict": checkpoint.create_model("CNN", 3, 2, 5).state_dict(),
+        "metrics": {},
+        "state_dict": create_model("CNN", 3, 2, 5).state_dict(),
     }
     torch.save(content, stream)
     return stream.getvalue()
@@ -313,14 +333,14 @@ PARSERS = {
     "unpacked archive": (archive, archive_bytes, 200),
     "plain palette": (data.load_palette, plain_palette_bytes, 500),
     "handout's palette": (data.load_palette, lambda: handout_palette(np.random.default_rng(0).random((5, 3))), 700),
-    "checkpoint": (checkpoint.load_checkpoint, checkpoint_bytes, 400),
-    **{kind: (photos.read_image, partial(picture_bytes, kind), 150) for kind in ("PNG", "TIFF", "GIF", "BMP")},
+    "checkpoint": (load_network, checkpoint_bytes, 400),
+    **{kind: (image_files.read_image, partial(picture_bytes, kind), 150) for kind in ("PNG", "TIFF", "GIF", "BMP")},
 }
 
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_damaged_files_end_in_success_or_in_one_clear_line(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "ROWS", 2)
+    monkeypatch.setattr(cifar10, "ROWS", 2)
     parse, make, count = PARSERS[name]
     path = tmp_path / "file"
     refused = 0
@@ -339,7 +359,7 @@ def test_damaged_files_end_in_success_or_in_one_clear_line(name, tmp_path, monke
 
 def test_whole_pickled_modules_and_plain_pickles_are_no_checkpoints(tmp_path):
     path = tmp_path / "module.pkl"
-    torch.save(checkpoint.create_model("CNN", 3, 2, 5), path)
+    torch.save(create_model("CNN", 3, 2, 5), path)
     with pytest.raises(UserError, match=r"module\.pkl: not a checkpoint"):
         checkpoint.load_checkpoint(path)
     path.write_bytes(pickle.dumps({"a": np.zeros(3)}))

@@ -1,34 +1,29 @@
-"""Steps that are compiled, recorded or in another number format give what plain ones give."""
+"""Steps that are recorded or in another number format give what plain ones give."""
 
 import re
 
 import pytest
 import torch
-from test_training import random_examples
-from torch import nn
+from test_training import CPU, PALETTE, random_images
 
 import colorization
-import training
-from checkpoint import create_model
-from cli import seed_everything
-from data import to_gray
-from speed import GraphedStep, choose_precision
-from training import Trainer, train
+import loop
+from cuda_graph import GraphedStep
+from data import ImageDataset, to_gray
+from loop import Trainer, TrainingConfig, choose_precision, seed_everything, train
+from models import create_model
 
-CPU = torch.device("cpu")
 SMALL = ["-e", "2", "-f", "2", "-b", "8"]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def trained(device=CPU, **settings):
-    """Train a small network for three epochs of four batches, the last one smaller; return it and the figures."""
+def trained(device=CPU, precision=torch.float32):
+    """Train a small network for three epochs of four batches, the last one smaller; return it and the rows."""
     seed_everything(0)
-    examples, rows = random_examples(15), []
-    examples = examples._replace(images=examples.images.to(device))
+    dataset = ImageDataset(random_images(15), PALETTE, device)
     net = create_model("UNet", 3, 4, 5).to(device)
-    settings = {"augment": ["mirror", "shift-x"], "log": lambda row, state: rows.append(row)} | settings
-    train(net, examples, examples, epochs=3, batch_size=4, learning_rate=0.01, **settings)
-    return net, rows
+    config = TrainingConfig(epochs=3, batch_size=4, learning_rate=0.01)
+    return net, list(train(Trainer(net, dataset, ("mirror", "shift-x"), precision), dataset, config))
 
 
 def same(first, second, **tolerance):
@@ -50,78 +45,88 @@ def test_bfloat16_learns_alike_and_keeps_weights_in_float32():
     assert {value.dtype for value in half.state_dict().values()} == {value.dtype for value in net.state_dict().values()}
 
 
-@pytest.mark.parametrize("fails", ["compile", "step", "after backward"])
-def test_what_does_not_compile_falls_back_with_a_line_and_the_same_result(fails, monkeypatch, capsys):
-    plain, _ = trained()
+class GraphOnCPU:
+    """What a CUDA graph does, on the CPU: steps from the recorded inputs alone."""
 
-    def broken(*_):
-        raise RuntimeError("no compiler\nfound anywhere")
+    def __init__(self, graphed):
+        self.graphed = graphed
 
-    def compile(module, **_):
-        if fails == "compile":
-            broken()
-        if fails == "step":
-            module._compiled_call_impl = broken  # as a compiler that fails only when it is called
-        else:
-            monkeypatch.setattr(training.Adam, "step", lambda *_: monkeypatch.undo() or broken())  # once
-
-    monkeypatch.setattr(nn.Module, "compile", compile)
-    net, _ = trained(compile="on")
-    assert capsys.readouterr().out.splitlines() == [
-        "--compile: compiling the network fails (no compiler); training goes on without"
-    ]
-    same(plain, net, rtol=0, atol=0)
+    def replay(self):
+        self.graphed.metrics = self.graphed.trainer.step(self.graphed.images)
 
 
-def test_the_compiled_network_is_the_one_that_learns(monkeypatch):
-    calls = []
-
-    def compile(module, **_):
-        module._compiled_call_impl = lambda *inputs: calls.append(len(inputs[0])) or module._call_impl(*inputs)
-
-    monkeypatch.setattr(nn.Module, "compile", compile)
-    net, _ = trained(compile="on")
-    assert calls == [4, 4, 4, 3] * 3
-    monkeypatch.undo()
-    same(trained()[0], net, rtol=0, atol=0)
-
-
-def test_a_mistake_of_ours_is_not_taken_for_the_compilers(monkeypatch):
-    def broken(*_):
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(nn.Module, "compile", lambda module, **_: None)
-    with pytest.raises(ZeroDivisionError):
-        trained(compile="on", loss_fn=broken)
-
-
-def test_recorded_steps_get_every_batch_and_rate(monkeypatch, capsys):
-    """What CUDA would do, by a stand-in that repeats the step from the recorded inputs."""
-    plain, rows = trained()
+@pytest.fixture
+def graphed_on_cpu(monkeypatch):
+    """Have training on the CPU go through GraphedStep; returns the sizes of the recorded batches."""
     recorded = []
 
-    def capture_step(self, *batch):
-        self.inputs = [tensor.clone() for tensor in batch]
-        self.graph = type("Graph", (), {"replay": lambda _: self.figures.copy_(self.trainer.step(*self.inputs))})()
-        self.figures = torch.zeros(2)
-        recorded.append(len(batch[0]))
-        return self.replay(*batch)
+    def record(self, images):
+        recorded.append(len(images))
+        self.images, self.graph = images.clone(), GraphOnCPU(self)
+        return True
 
-    monkeypatch.setattr(GraphedStep, "capture_step", capture_step)
-    monkeypatch.setattr(GraphedStep, "warmup_step", lambda self, *batch: self.trainer.step(*batch))
-    monkeypatch.setattr(training, "GraphedStep", lambda trainer, compile, capture: GraphedStep(trainer, compile, True))
-    net, again = trained(compile="auto")
+    class Graphed(GraphedStep):
+        def __init__(self, trainer):
+            super().__init__(trainer)
+            self.warmup_step = trainer.step
+
+    monkeypatch.setattr(GraphedStep, "record", record)
+    monkeypatch.setattr(loop, "choose_step", Graphed)
+    return recorded
+
+
+def test_a_recorded_step_gets_every_batch_and_learning_rate(request):
+    plain, rows = trained()
+    recorded = request.getfixturevalue("graphed_on_cpu")
+    net, again = trained()
     assert recorded == [4]
     same(plain, net, rtol=0, atol=0)
     assert [row["train_loss"] for row in again] == [row["train_loss"] for row in rows]
-    trained(compile="off")
-    assert recorded == [4]
+
+
+def broken_graph(error):
+    """Return a stand-in for torch.cuda.graph whose recording fails after the step ran."""
+
+    class Broken:
+        def __init__(self, graph):
+            pass
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            raise error
+
+    return Broken
+
+
+def test_a_recording_that_fails_says_so_and_training_runs_on(graphed_on_cpu, monkeypatch, capsys):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    trainer = Trainer(create_model("UNet", 3, 4, 5), ImageDataset(random_images(8), PALETTE, CPU))
+    step = GraphedStep(trainer)
+    step.warmup_step = trainer.step
+    step.WARMUP_STEPS = 0
+    monkeypatch.setattr(torch.cuda, "graph", broken_graph(RuntimeError("operation not permitted\nwhen capturing")))
+    monkeypatch.setattr(trainer.optimizer, "step", lambda rate: None)  # a recorded step does not run
+    assert step(trainer.dataset.images).isfinite().all()
+    assert capsys.readouterr().out == (
+        "recording a CUDA graph failed (operation not permitted); training runs without\n"
+    )
+    assert all(p.grad is None for p in trainer.model.parameters())
+    step(trainer.dataset.images)
+    assert capsys.readouterr().out == ""
+    step = GraphedStep(trainer)
+    step.WARMUP_STEPS = 0
+    monkeypatch.setattr(torch.cuda, "graph", broken_graph(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours is not taken for CUDA's
+        step(trainer.dataset.images)
 
 
 def test_flags_reach_training(cifar, small_palette, capsys):
     flags = [*SMALL, "-c", str(small_palette)]
     for precision in ("auto", "fp32", "bf16"):
-        colorization.main([*flags, "--precision", precision, "--compile", "off", "--out-dir", precision])
+        colorization.main([*flags, "--precision", precision, "--out-dir", precision])
     out = capsys.readouterr().out
     auto, fp32, bf16 = re.findall(r"^epoch   2/2 .*(training loss \S+)", out, re.MULTILINE)
     assert bf16 != fp32
@@ -129,12 +134,12 @@ def test_flags_reach_training(cifar, small_palette, capsys):
 
 
 @needs_cuda
-@pytest.mark.parametrize("compile", ["auto", "on"])
-def test_a_recorded_step_is_the_plain_one_on_cuda(compile, capsys):
+def test_a_recorded_step_is_the_plain_one_on_cuda(monkeypatch, capsys):
     device = torch.device("cuda")
-    plain, rows = trained(device, compile="off")
-    net, again = trained(device, compile=compile)
-    assert "fails" not in capsys.readouterr().out
+    net, again = trained(device)
+    assert "failed" not in capsys.readouterr().out
+    monkeypatch.setattr(loop, "choose_step", lambda trainer: trainer.step)
+    plain, rows = trained(device)
     same(plain, net, rtol=1e-3, atol=1e-4)
     assert again[-1]["train_loss"] == pytest.approx(rows[-1]["train_loss"], rel=1e-3)
 
@@ -142,24 +147,21 @@ def test_a_recorded_step_is_the_plain_one_on_cuda(compile, capsys):
 @needs_cuda
 def test_nothing_waits_for_the_gpu_within_an_epoch():
     device = torch.device("cuda")
-    examples = random_examples(15)
-    examples = examples._replace(images=examples.images.to(device))
-    trainer = Trainer(create_model("UNet", 3, 4, 5).to(device), examples, ["mirror", "shift-x"])
-    rates = torch.tensor([0.01, 0.5, 1.0], device=device)
-    trainer.step(examples.images[:4], rates)
+    dataset = ImageDataset(random_images(15), PALETTE, device)
+    trainer = Trainer(create_model("UNet", 3, 4, 5).to(device), dataset, ["mirror", "shift-x"])
+    trainer.step(dataset.images[:4])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        trainer.step(examples.images[:4], rates)
+        trainer.learning_rate.fill_(0.01)
+        trainer.step(dataset.images[:4])
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @needs_cuda
 def test_images_may_stay_on_the_cpu():
-    net = create_model("UNet", 3, 4, 5).cuda()
-    examples = random_examples(15)
-    rows = []
-    settings = {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "augment": ["mirror"]}
-    train(net, examples, examples, log=lambda row, state: rows.append(row), **settings)
+    net, dataset = create_model("UNet", 3, 4, 5).cuda(), ImageDataset(random_images(15), PALETTE, CPU)
+    config = TrainingConfig(epochs=2, batch_size=4, learning_rate=0.01)
+    rows = list(train(Trainer(net, dataset, ["mirror"]), dataset, config))
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
-    assert net(to_gray(examples.images.cuda())).shape == (15, 5, 8, 8)
+    assert net(to_gray(dataset.images.cuda())).shape == (15, 5, 8, 8)

@@ -1,37 +1,38 @@
-"""The loop and the validation: exact figures, every image once, the same numbers again."""
+"""The loop and the validation: exact metrics, every image once, the same numbers again."""
 
+import copy
 import gc
 import math
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from checkpoint import create_model
-from cli import UserError
-from training import (
-    Adam,
-    ImageDataset,
-    augment,
-    averaging_weight,
-    class_weights,
-    evaluate,
-    hold_out,
-    loss_and_accuracy,
-    one_cycle,
-    predict,
-    train,
-    update_average,
-)
+from augmentation import augment
+from console import UserError
+from data import ImageDataset, hold_out
+from evaluation import accuracy, batch_metrics, cross_entropy, evaluate
+from loop import Trainer, TrainingConfig, class_weights, train
+from models import create_model, predict
+from optim import Adam, averaging_weight, one_cycle, update_average
+
+CPU = torch.device("cpu")
+PALETTE = np.linspace([0.1, 0, 0.2], [0.9, 0.8, 1], 5)
+BLACK_AND_WHITE = np.array([[0.0, 0, 0], [1, 1, 1]])
 
 
-def random_examples(count, size=8, colors=5, seed=0):
-    """Random images, labeled by their red."""
+def random_images(count, size=8, seed=0):
+    """Random images, uint8 (count, 3, size, size)."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
-    return ImageDataset(images, lambda images: images[:, 0] % colors)
+    return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+
+
+def random_dataset(count, palette=PALETTE, device=CPU, **settings):
+    return ImageDataset(random_images(count, **settings), palette, device)
 
 
 class Fixed(nn.Module):
@@ -46,44 +47,52 @@ class Fixed(nn.Module):
 
 
 def test_loss_and_accuracy_by_hand():
-    # Two colors at odds of 3 to 1: ln(4/3) where the first is right, ln(4) where the second is.
+    # Two colors with probabilities 3/4 and 1/4: ln(4/3) where the first is right, ln(4) where the second is.
     labels = torch.tensor([0, 0, 0, 1, 1, 0, 0, 0], dtype=torch.uint8).view(2, 2, 2)
     logits = torch.tensor([math.log(3), 0.0]).view(1, 2, 1, 1).expand(2, 2, 2, 2)
-    loss, accuracy = loss_and_accuracy(logits, labels)
-    assert loss.item() == pytest.approx((6 * math.log(4 / 3) + 2 * math.log(4)) / 8, abs=1e-6)
-    assert accuracy.item() == 6 / 8
+    loss = (6 * math.log(4 / 3) + 2 * math.log(4)) / 8
+    assert cross_entropy(logits, labels).item() == pytest.approx(loss, abs=1e-6)
+    assert accuracy(logits, labels).item() == 6 / 8
+    assert batch_metrics(logits, labels).tolist() == pytest.approx([loss, 6 / 8], abs=1e-6)
+    weighted = (6 * 1 * math.log(4 / 3) + 2 * 5 * math.log(4)) / (6 * 1 + 2 * 5)
+    assert cross_entropy(logits, labels, torch.tensor([1.0, 5])).item() == pytest.approx(weighted, abs=1e-6)
 
 
 def test_squared_error_by_hand():
     images = torch.tensor([0, 64, 128], dtype=torch.uint8).view(1, 3, 1, 1)
-    loss, accuracy = loss_and_accuracy(torch.full((1, 3, 1, 1), 0.25), images)
-    assert loss.item() == pytest.approx((0.25**2 + 0 + 0.25**2) / 3, abs=1e-7)
-    assert math.isnan(accuracy.item())
+    targets = ImageDataset(images, None, CPU).targets(images)
+    metrics = batch_metrics(torch.full((1, 3, 1, 1), 0.25), targets)
+    assert metrics.tolist() == pytest.approx([(0.25**2 + 0 + 0.25**2) / 3], abs=1e-7)
 
 
 def test_validation_is_exact_for_any_batch_size():
-    examples = random_examples(11, colors=2)
+    dataset = random_dataset(11, BLACK_AND_WHITE)
     net = Fixed([0.3, -0.2])
-    share = (examples.targets_of(examples.images) == 0).double().mean().item()
-    odds = math.log1p(math.exp(-0.5))
+    share = (dataset.targets(dataset.images) == 0).double().mean().item()
+    unlikely = math.log1p(math.exp(-0.5))
     for batch_size in (1, 2, 4, 10, 11, 100):
-        loss, accuracy = evaluate(net, examples, batch_size)
-        assert loss == pytest.approx(share * odds + (1 - share) * (odds + 0.5), abs=1e-6)
-        assert accuracy == pytest.approx(share, abs=1e-7)
-    net, examples = create_model("UNet", 3, 4, 5), random_examples(11)
-    first = evaluate(net, examples, 11)
-    for batch_size in (1, 3, 4):
-        assert evaluate(net, examples, batch_size) == pytest.approx(first, abs=1e-6)
+        metrics = evaluate(net, dataset, batch_size)
+        assert metrics["loss"] == pytest.approx(share * unlikely + (1 - share) * (unlikely + 0.5), abs=1e-6)
+        assert metrics["accuracy"] == pytest.approx(share, abs=1e-7)
+    for model, palette in (("UNet", PALETTE), ("RegressionCNN", None)):
+        net, dataset = create_model(model, 3, 4, 5), random_dataset(11, palette)
+        first = evaluate(net, dataset, 11)
+        assert first.keys() == ({"loss"} if palette is None else {"loss", "accuracy"})
+        for batch_size in (1, 3, 4):
+            assert evaluate(net, dataset, batch_size) == pytest.approx(first, abs=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_validation_owns_its_mode(training):
-    examples = random_examples(4)
+    dataset = random_dataset(4)
     net = create_model("CNN", 3, 4, 5).train(training)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    evaluate(net, examples)
-    outputs = predict(net, examples.images)
+    evaluate(net, dataset)
+    outputs = predict(net, torch.rand(2, 1, 8, 8))
     assert not outputs.requires_grad
+    assert net.training == training
+    with pytest.raises(ValueError, match="multiples of 4"):
+        predict(net, torch.rand(2, 1, 7, 7))
     assert net.training == training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
@@ -129,7 +138,8 @@ def test_adam_is_pytorchs():
         reference.param_groups[0]["lr"] = rate
         reference.step()
         reference.zero_grad()
-        ours.step(rate)
+        ours.step(torch.tensor(rate))
+        ours.zero_grad()
     for got, expected in zip(mine.parameters(), theirs.parameters()):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
         assert got.grad is None
@@ -140,7 +150,7 @@ def test_one_cycle_rises_and_falls_to_zero():
     assert max(rates) == rates[30] == 1
     assert rates[:31] == sorted(rates[:31])
     assert rates[30:] == sorted(rates[30:], reverse=True)
-    assert rates[0] == 0.04
+    assert rates[0] == 1 / 25
     assert rates[100] == pytest.approx(0, abs=1e-12)
     assert rates[65] == pytest.approx(0.5)
 
@@ -150,7 +160,7 @@ def test_averaging_weighs_later_steps_more():
     weights = []
     for step in range(1, 11):
         trained.logits.data.fill_(step)
-        update_average(net, trained, averaging_weight(step))
+        update_average(net, trained, averaging_weight(torch.tensor(float(step))))
         weights = [w * (1 - 9 / (9 + step)) for w in weights] + [9 / (9 + step)]
     start = 5 * (1 - sum(weights))
     expected = start + sum(weight * step for step, weight in enumerate(weights, 1))
@@ -158,7 +168,7 @@ def test_averaging_weighs_later_steps_more():
     assert weights == sorted(weights)
     nets = [create_model("CNN", 3, 4, 5) for _ in range(2)]
     nets[1](torch.rand(2, 1, 8, 8))
-    update_average(*nets, averaging_weight(1))
+    update_average(*nets, averaging_weight(torch.tensor(1.0)))
     assert torch.allclose(nets[0].rfconv[1].running_mean, 0.9 * nets[1].rfconv[1].running_mean)
 
 
@@ -180,50 +190,73 @@ class Recorder(Fixed):
         return super().forward(x)
 
 
-def run_training(net, examples, log=lambda row, state: None, **changes):
-    settings = {
-        "epochs": 2,
-        "batch_size": 4,
-        "learning_rate": 0.01,
-        "augment": ["mirror", "shift-x", "shift-y"],
-        "log": log,
-    } | changes
-    train(net, examples, examples._replace(images=examples.images[:3]), **settings)
+def rows_of_training(net, images, palette=PALETTE, **changes):
+    """Train on images, validate on the first three of them, and yield the rows of metrics."""
+    config = TrainingConfig(**{"epochs": 2, "batch_size": 4, "learning_rate": 0.01} | changes)
+    dataset, valid = ImageDataset(images, palette, CPU), ImageDataset(images[:3], palette, CPU)
+    return train(Trainer(net, dataset, config.augment), valid, config)
 
 
 def test_every_epoch_shows_every_image_once_in_a_new_order():
     levels = torch.arange(11, dtype=torch.uint8)
-    images = levels.view(11, 1, 1, 1).expand(11, 3, 4, 4)
     net = Recorder()
-    run_training(net, ImageDataset(images, lambda images: torch.zeros_like(images[:, 0])))
+    list(rows_of_training(net, levels.view(11, 1, 1, 1).expand(11, 3, 4, 4), BLACK_AND_WHITE))
     assert [len(batch) for batch in net.shown] == [4, 4, 3, 4, 4, 3]
     first, second = (list(chain(*net.shown[start : start + 3])) for start in (0, 3))
     assert sorted(first) == sorted(second) == [level / 256 for level in range(11)]
     assert first != second
 
 
-def test_training_learns_and_logs_what_it_reports():
+def test_training_learns_and_reports_what_it_measures():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (40, 1, 1, 1)).expand(40, 3, 8, 8).to(torch.uint8)
-    examples = ImageDataset(images, lambda images: (images[:, 0] > 127).to(torch.uint8))
-    net, rows = create_model("CNN", 3, 4, 2), []
-    run_training(net, examples, lambda row, state: rows.append(row), epochs=20)
+    net = create_model("CNN", 3, 4, 2)
+    rows = list(rows_of_training(net, images, BLACK_AND_WHITE, epochs=20))
     assert [row["epoch"] for row in rows] == list(range(1, 21))
     assert rows[-1]["train_loss"] < 0.5 * rows[0]["train_loss"]
     assert rows[-1]["valid_accuracy"] > 0.9
-    assert (rows[-1]["valid_loss"], rows[-1]["valid_accuracy"]) == evaluate(net, examples._replace(images=images[:3]))
+    metrics = evaluate(net, ImageDataset(images[:3], BLACK_AND_WHITE, CPU))
+    assert {"loss": rows[-1]["valid_loss"], "accuracy": rows[-1]["valid_accuracy"]} == metrics
     rates = [row["learning_rate"] for row in rows]
     assert max(rates) <= 0.01
     assert rates[-1] < 0.01 * max(rates)
 
 
+def test_a_regression_has_no_accuracy():
+    net = create_model("RegressionCNN", 3, 4, None)
+    rows = list(rows_of_training(net, random_images(12), palette=None))
+    assert rows[0].keys() == {"epoch", "train_loss", "valid_loss", "learning_rate", "seconds"}
+    assert rows[1]["train_loss"] < rows[0]["train_loss"]
+
+
+def test_a_step_is_the_one_of_plain_pytorch():
+    """Two steps at a known learning rate, against a plain loop with PyTorch's own optimizer."""
+    torch.manual_seed(0)
+    net, dataset = create_model("UNet", 3, 4, 5), random_dataset(6)
+    reference = copy.deepcopy(net)
+    optimizer = torch.optim.Adam(reference.parameters(), lr=0.01)
+    trainer = Trainer(net, dataset)
+    trainer.learning_rate.fill_(0.01)
+    for _ in range(2):
+        metrics = trainer.step(dataset.images)
+        logits = reference.train()(dataset.images.float().mean(1, keepdim=True) / 256)
+        labels = dataset.targets(dataset.images).long()
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        expected = [loss.item(), (logits.argmax(1) == labels).float().mean().item()]
+        assert metrics.tolist() == pytest.approx(expected, abs=1e-5)
+    for got, expected in zip(trainer.model.finalconv.parameters(), reference.finalconv.parameters()):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
 def test_the_same_seed_gives_the_same_weights():
-    examples = random_examples(12)
     states = []
     for seed in (3, 3, 4):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         net = create_model("UNet", 3, 4, 5)
-        run_training(net, examples)
+        list(rows_of_training(net, random_images(12), seed=seed))
         states.append(net.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["finalconv.weight"], states[2]["finalconv.weight"])
@@ -231,42 +264,45 @@ def test_the_same_seed_gives_the_same_weights():
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory in use is read from /proc")
 def test_long_runs_do_not_leak():
-    examples = random_examples(60)
     resident = []
-
-    def log(row, state):
+    gc.freeze()  # what the libraries hold need not be looked through thirty times
+    for _ in rows_of_training(create_model("UNet", 3, 4, 5), random_images(60), epochs=30, batch_size=20):
         gc.collect()
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]))
-
-    gc.freeze()  # what the libraries hold need not be looked through thirty times
-    run_training(create_model("UNet", 3, 4, 5), examples, log, epochs=30, batch_size=20)
     gc.unfreeze()
     assert max(resident[5:]) < 1.05 * resident[4]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
-    examples = random_examples(8)
     net = create_model("CNN", 3, 4, 5)
     with torch.no_grad():
         net.finalconv.bias.fill_(math.nan)
     with pytest.raises(UserError, match=r"no longer finite in step 1 of epoch 1.*--learn-rate"):
-        run_training(net, examples)
+        list(rows_of_training(net, random_images(8)))
 
 
-def test_held_out_images_are_left_out_and_the_same_for_every_seed():
-    images = torch.arange(20).view(20, 1, 1, 1)
+def test_images_of_every_class_are_held_out_the_same_ones_for_every_seed():
+    images, one_class = torch.arange(20).view(20, 1, 1, 1), torch.zeros(20)
     torch.manual_seed(1)
-    others, kept = hold_out(images, 6)
+    others, held = hold_out(images, one_class, 6)
     torch.manual_seed(2)
-    assert torch.equal(kept, hold_out(images, 6)[1])
-    assert len(kept) == 6
-    assert sorted(torch.cat([others, kept]).flatten().tolist()) == list(range(20))
+    assert torch.equal(held, hold_out(images, one_class, 6)[1])
+    assert len(held) == 6
+    assert sorted(torch.cat([others, held]).flatten().tolist()) == list(range(20))
     with pytest.raises(UserError, match="only 20"):
-        hold_out(images, 20)
+        hold_out(images, one_class, 20)
+
+    labels = torch.arange(20) % 2
+    others, held = hold_out(images, labels, 3)
+    assert torch.equal(held[held % 2 == 0], hold_out(images[::2], torch.zeros(10), 3)[1].flatten())
+    assert sorted(torch.cat([others, held]).flatten().tolist()) == list(range(20))
+    with pytest.raises(UserError, match="only 10 training images of a class"):
+        hold_out(images, labels, 10)
 
 
 def test_class_weights_by_hand():
     images = torch.tensor([0] * 6 + [1] * 2, dtype=torch.uint8).view(2, 1, 2, 2).expand(2, 3, 2, 2)
     # shares 3/4 and 1/4, mixed with a half: 5/8 and 3/8, so 8/5 and 8/3, over their mean 6/5 + 2/3
     expected = torch.tensor([8 / 5, 8 / 3]) / (6 / 5 + 2 / 3)
-    assert torch.allclose(class_weights(ImageDataset(images, lambda images: images[:, 0]), 2), expected)
+    palette = np.array([[0.0, 0, 0], [1 / 256] * 3])
+    assert torch.allclose(class_weights(ImageDataset(images, palette, CPU)), expected)
