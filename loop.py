@@ -48,25 +48,18 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        net,
-        dataset,
-        transforms=(),
-        precision=torch.float32,
-        rebalance=False,
-        picture_weight=0,
-        temperature=TEMPERATURE,
+        self, net, dataset, transforms=(), dtype=torch.float32, rebalance=False, picture_weight=0, temperature=1
     ):
         self.averaged_model, self.dataset = net, dataset
-        self.transforms, self.precision = transforms, precision
+        self.transforms, self.dtype = transforms, dtype
         self.picture_weight, self.temperature = picture_weight, temperature
         self.device = device_of(net)
         self.palette = None if dataset.palette is None else palette_tensor(dataset.palette, self.device)
         self.class_weights = class_weights(dataset).to(self.device) if rebalance else None
         self.model = copy.deepcopy(net)
-        if distributed.world_size() > 1 and self.device.type == "cuda":
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         several = distributed.world_size() > 1
+        if several and self.device.type == "cuda":
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.forward = nn.parallel.DistributedDataParallel(self.model) if several else self.model
         self.optimizer = Adam(self.model.parameters())
         self.learning_rate = torch.zeros((), device=self.device)  # a tensor, so that a CUDA graph reads it anew
@@ -78,7 +71,7 @@ class Trainer:
         """
         images = augment(images, self.transforms)
         targets = self.dataset.targets(images)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             outputs = self.forward(to_gray(images))
         outputs = outputs.float()
         loss = self.loss(outputs, targets, images)
@@ -100,13 +93,12 @@ class Trainer:
 
     def state_dict(self):
         """Return all that training changes, as plain containers of tensors."""
-        parts = (self.averaged_model, self.model, self.optimizer)
-        return dict(zip(("averaged_model", "model", "optimizer"), (part.state_dict() for part in parts)))
+        return {name: getattr(self, name).state_dict() for name in ("averaged_model", "model", "optimizer")}
 
     def load_state_dict(self, state_dict):
         """Restore what state_dict() returned."""
-        for name in ("averaged_model", "model", "optimizer"):
-            getattr(self, name).load_state_dict(state_dict[name])
+        for name, part in state_dict.items():
+            getattr(self, name).load_state_dict(part)
 
 
 def train(trainer, valid, config, done=0):

@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from dataclasses import asdict, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,107 +24,105 @@ from models import device_of, file_name, predict
 from plots import save_curve, save_image_grid
 
 STATE_FORMAT = "colorization training state 2"
+ENDINGS = (".csv", ".json", ".state", "_curve.png", "_images.png")  # of a run's files in --out-dir
 SAMPLES = 10  # images in a picture of samples
 
 
-class RunPaths(NamedTuple):
-    """The files that a run of training writes."""
-
-    checkpoint: object  # the weights after the last epoch
-    best: object  # the weights after the epoch with the lowest validation loss
-    history: object  # the metrics of every epoch, CSV
-    curve: object
-    samples: object
-    metadata: object  # what it takes to repeat the run, JSON
-    state: object  # what it takes to resume it
-
-    @classmethod
-    def of(cls, checkpoint, out_dir):
-        """Return the paths of a run that saves its weights at `checkpoint` and everything else in `out_dir`."""
-        best = checkpoint.with_name(f"{checkpoint.stem}_best.pkl")
-        endings = (".csv", "_curve.png", "_images.png", ".json", ".state")
-        return cls(checkpoint, best, *(out_dir / f"{checkpoint.stem}{ending}" for ending in endings))
-
-
 class RunLog:
-    """Writes what a run leaves after every epoch; `history` are the epochs' rows of metrics."""
+    """Writes a run's files after every epoch; `history` is the list of the epochs' rows of metrics.
 
-    def __init__(self, paths, checkpoint, settings, metadata, history, epochs):
-        self.paths, self.checkpoint, self.settings, self.metadata = paths, checkpoint, settings, metadata
-        self.history, self.epochs = history, epochs
-        self.start = time.perf_counter()
+    They are the weights of the last and of the best epoch, the history, what it takes to
+    repeat the run (.json) and what it takes to resume it (.state).
+    """
+
+    def __init__(self, checkpoint, path, out_dir, settings, dataset):
+        self.checkpoint, self.path, self.out_dir, self.settings = checkpoint, path, out_dir, settings
+        self.best_path = path.with_name(f"{path.stem}_best.pkl")
+        self.metadata = run_metadata(settings, dataset)
+        self.history, self.start = [], time.perf_counter()
+        for target in (path, self.best_path, *map(self.file, ENDINGS)):
+            check_writable(target)
+
+    def file(self, ending):
+        """Return the path of the run's file with this ending."""
+        return self.out_dir / f"{self.path.stem}{ending}"
 
     def write(self, row, trainer):
-        """Write the checkpoints, the metrics and the state of training after an epoch, and print its line."""
+        """Write the files after an epoch, and print its line."""
         history = [*self.history, row]
         if distributed.rank() == 0:
             state_dict = trainer.averaged_model.state_dict()
-            self.checkpoint = replace(self.checkpoint, epoch=row["epoch"], metrics=row, state_dict=state_dict)
-            save_checkpoint(self.paths.checkpoint, self.checkpoint)
-            if row["valid_loss"] == min(row["valid_loss"] for row in history):
-                save_checkpoint(self.paths.best, self.checkpoint)
-            write_history(self.paths.history, history)
-            ended = {"epochs": row["epoch"], "seconds": time.perf_counter() - self.start}
-            write_json(self.paths.metadata, self.metadata | ended)
+            checkpoint = replace(self.checkpoint, epoch=row["epoch"], metrics=row, state_dict=state_dict)
+            save_checkpoint(self.path, checkpoint)
+            if row["valid_loss"] == min(earlier["valid_loss"] for earlier in history):
+                save_checkpoint(self.best_path, checkpoint)
+            write_history(self.file(".csv"), history)
+            progress = {"epochs_done": row["epoch"], "seconds": time.perf_counter() - self.start}
+            write_json(self.file(".json"), self.metadata | progress)
             state = {"format": STATE_FORMAT, "settings": self.settings, "history": history}
-            write_torch_file(self.paths.state, state | {"trainer": trainer.state_dict()})
+            write_torch_file(self.file(".state"), state | {"trainer": trainer.state_dict()})
         self.history = history  # only now is the epoch complete
-        line = f"epoch {row['epoch']:3}/{self.epochs}   training loss {row['train_loss']:.5f}"
+        line = f"epoch {row['epoch']:3}/{self.settings['epochs']}   training loss {row['train_loss']:.5f}"
         print(f"{line}   {format_metrics(validation_metrics(row))}   {row['seconds']:.1f} s", flush=True)
 
-    def interrupted(self):
-        """Return what to say when the run is interrupted."""
-        if not self.history:
-            return "stopped before the first epoch was complete: nothing is saved"
-        return (
-            f"stopped; epoch {len(self.history)} of {self.epochs} is saved, and the same command with --resume goes on"
-        )
+    def load_state(self):
+        """Read where a stopped run of the same settings ended; return its trainer's state.
+
+        Raises UserError if there is no such run, or if it is complete.
+        """
+        path, epochs = self.file(".state"), self.settings["epochs"]
+        content = read_torch_file(path, "training state")
+        parts = {"format", "settings", "history", "trainer"}
+        if not isinstance(content, dict) or content.keys() != parts or content["format"] != STATE_FORMAT:
+            raise UserError(f"{path}: not a training state of this version; train without --resume")
+        for name, value in self.settings.items():
+            earlier = content["settings"].get(name)
+            if earlier != value:
+                difference = "differs" if name == "palette" else f"was {earlier}, not {value}"
+                raise UserError(f"{path}: cannot resume with other settings: {name.replace('_', ' ')} {difference}")
+        self.history = content["history"]
+        if len(self.history) >= epochs:
+            raise UserError(f"{path}: this run is finished, all {epochs} epochs; train without --resume to start anew")
+        return content["trainer"]
 
 
 def run_training(net, checkpoint, source, config, out_dir, path=None, start_from=None, resume=False, plot=False):
-    """Train a network, and write its weights, metrics and pictures; return the metrics of every epoch.
+    """Train a network, and write its weights, metrics and pictures.
 
     The weights go to `path`, by default a file in `out_dir` named after the network. `start_from`
     is the file that the network's weights came from, if any. `resume` continues the stopped run of
     the same arguments; `plot` draws samples after every epoch. Raises UserError.
     """
-    device, palette = device_of(net), checkpoint.palette
-    default_name = file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
-    paths = RunPaths.of(path or out_dir / default_name, out_dir)
-    for target in paths:
-        check_writable(target)
-    dataset = ImageDataset(source.training_images(), palette, device)
-    valid = ImageDataset(source.validation_images(), palette, device)
+    device, is_first = device_of(net), distributed.rank() == 0
+    dataset = ImageDataset(source.training_images(), checkpoint.palette, device)
+    valid = ImageDataset(source.validation_images(), checkpoint.palette, device)
     check_batch_size(config.batch_size, len(dataset))
+    path = path or out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
     settings = run_settings(checkpoint, source, config, start_from)
-    history, state = load_state(paths.state, settings, config.epochs) if resume else ([], None)
+    log = RunLog(replace(checkpoint, data=str(source)), path, out_dir, settings, dataset)
+    loss_terms = config.rebalance, config.picture_weight, config.temperature
+    trainer = Trainer(net, dataset, config.augment, choose_precision(config.precision, device), *loss_terms)
+    if resume:
+        trainer.load_state_dict(log.load_state())
     several = f" in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     counts = f"{len(dataset):,} training and {len(valid):,} validation images"
     print(f"{checkpoint}\n{counts} of {source}, on {device}{several}", flush=True)
-
-    precision, loss_terms = choose_precision(config.precision, device), (config.rebalance, config.picture_weight)
-    trainer = Trainer(net, dataset, config.augment, precision, *loss_terms, config.temperature)
-    if state:
-        trainer.load_state_dict(state)
-    metadata = run_metadata(settings, dataset)
-    log = RunLog(paths, replace(checkpoint, data=str(source)), settings, metadata, history, config.epochs)
     try:
-        for row in train(trainer, valid, config, done=len(history)):
+        for row in train(trainer, valid, config, done=len(log.history)):
             log.write(row, trainer)
-            if plot and distributed.rank() == 0:
-                sample_path = out_dir / f"{paths.checkpoint.stem}_epoch{row['epoch']:03}.png"
-                save_samples(
-                    sample_path, f"{checkpoint.model} after epoch {row['epoch']}", net, valid, config.temperature
-                )
+            if plot and is_first:
+                title, ending = f"{checkpoint.model} after epoch {row['epoch']}", f"_epoch{row['epoch']:03}.png"
+                save_samples(log.file(ending), title, net, valid, config.temperature)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(log.interrupted()) from None
-    if distributed.rank() == 0:
-        title = f"{checkpoint.model}, {source}, {config.epochs} epochs"
-        save_curve(paths.curve, title, log.history)
-        metrics = validation_metrics(log.history[-1])
-        save_samples(paths.samples, f"{title}: {format_metrics(metrics)}", net, valid, config.temperature)
-        print(f"saved {', '.join(map(str, paths[:5]))}")
-    return log.history
+        done = f"epoch {len(log.history)} of {config.epochs} is saved, and the same command with --resume goes on"
+        raise KeyboardInterrupt(
+            f"stopped; {done if log.history else 'no epoch was complete: nothing is saved'}"
+        ) from None
+    if is_first:
+        title, metrics = f"{checkpoint.model}, {source}, {config.epochs} epochs", validation_metrics(log.history[-1])
+        save_curve(log.file("_curve.png"), title, log.history)
+        save_samples(log.file("_images.png"), f"{title}: {format_metrics(metrics)}", net, valid, config.temperature)
+        print(f"saved {log.path}, {log.best_path}; {', '.join(str(log.file(ending)) for ending in ENDINGS)}")
 
 
 def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None):
@@ -163,10 +160,8 @@ def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None
 def save_samples(path, title, net, dataset, temperature):
     """Draw the first ten images of a dataset, what a network predicts for them, and the truth."""
     images = dataset.images[:SAMPLES].to(device_of(net))
-    outputs = predict(net, to_gray(images))
-    save_image_grid(
-        path, title, comparison_rows(images, dataset.targets(images), outputs, dataset.palette, temperature)
-    )
+    outputs, targets = predict(net, to_gray(images)), dataset.targets(images)
+    save_image_grid(path, title, comparison_rows(images, targets, outputs, dataset.palette, temperature))
 
 
 def check_batch_size(batch_size, num_images):
@@ -188,26 +183,6 @@ def run_settings(checkpoint, source, config, start_from):
     palette = None if checkpoint.palette is None else checkpoint.palette.tolist()
     images = {"data": str(source), "holdout": source.holdout}
     return network | asdict(config) | images | {"palette": palette, "start_from": start_from and str(start_from)}
-
-
-def load_state(path, settings, epochs):
-    """Return a stopped run's (history, state of its trainer).
-
-    Raises UserError if there is none, if it is complete, or if its settings differ.
-    """
-    content = read_torch_file(path, "training state")
-    parts = {"format", "settings", "history", "trainer"}
-    if not isinstance(content, dict) or content.keys() != parts or content["format"] != STATE_FORMAT:
-        raise UserError(f"{path}: not a training state of this version; train without --resume")
-    for name, value in settings.items():
-        earlier = content["settings"].get(name)
-        if earlier != value:
-            difference = "differs" if name == "palette" else f"was {earlier}, not {value}"
-            raise UserError(f"{path}: cannot resume with other settings: {name.replace('_', ' ')} {difference}")
-    history = content["history"]
-    if len(history) >= epochs:
-        raise UserError(f"{path}: this run is finished, all {epochs} epochs; train without --resume to start anew")
-    return history, content["trainer"]
 
 
 def write_history(path, history):

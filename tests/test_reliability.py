@@ -141,7 +141,7 @@ def test_a_run_writes_what_it_takes_to_repeat_it(cifar, small_palette):
     assert record["data"] == "CIFAR-10 horse"
     assert record["data_sha256"] == hashlib.sha256(horses.numpy().tobytes()).hexdigest()
     assert record["seed"] == 9
-    assert record["epochs"] == 2
+    assert record["epochs"] == record["epochs_done"] == 2
     assert record["versions"]["torch"] == torch.__version__
     assert record["palette"] == np.load(small_palette).tolist()
     assert record["device"] == "cpu"
