@@ -8,14 +8,14 @@ python activations.py 3 --model CNN --checkpoint weights/cnn_k3_f32.pkl
 import argparse
 from pathlib import Path
 
-from console import UserError, run
 from data import CLASSES, COLORS, ImageDataset, ImageSource, palette_for, to_gray
-from decoding import comparison_rows
-from distributed import choose_device
-from flags import add_image_flags, add_network_flags, add_output_flags
-from image_files import load_square
 from models import FILE_STEMS, MODEL, NETWORKS, load_network, stage_outputs
-from plots import save_feature_maps, save_image_grid
+from pictures.decoding import comparison_rows
+from pictures.plots import save_feature_maps, save_image_grid
+from sources.image_files import load_square
+from utils.console import UserError, run
+from utils.distributed import choose_device
+from utils.flags import add_image_flags, add_network_flags, add_output_flags
 
 
 def parse(argv):

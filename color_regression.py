@@ -9,14 +9,14 @@ import argparse
 
 import torch.nn.functional as F
 
-import distributed
-from augmentation import AUGMENTATIONS
-from console import run
 from data import CLASSES, ImageSource, to_gray, to_rgb
-from flags import add_network_flags, add_training_flags
-from loop import TrainingConfig, seed_everything
 from models import load_network, new_network
-from run import run_training, run_validation
+from training.augmentation import AUGMENTATIONS
+from training.loop import TrainingConfig, seed_everything
+from training.run import run_training, run_validation
+from utils import distributed
+from utils.console import run
+from utils.flags import add_network_flags, add_training_flags
 
 MODEL = "RegressionCNN"
 

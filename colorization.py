@@ -9,16 +9,16 @@ python colorization.py --colorize photo.jpg     color your own photographs
 import argparse
 from pathlib import Path
 
-import distributed
-from augmentation import AUGMENTATIONS
-from colorize import WORKING_SIZE, colorize_files
-from console import UserError, run
 from data import CLASSES, COLORS, ImageSource, palette_for
-from files import check_writable
-from flags import add_network_flags, add_training_flags, number
-from loop import TrainingConfig, seed_everything
 from models import CLASSIFIERS, MODEL, load_network, new_network
-from run import run_training, run_validation
+from pictures.colorize import WORKING_SIZE, colorize_files
+from training.augmentation import AUGMENTATIONS
+from training.loop import TrainingConfig, seed_everything
+from training.run import run_training, run_validation
+from utils import distributed
+from utils.console import UserError, run
+from utils.files import check_writable
+from utils.flags import add_network_flags, add_training_flags, number
 
 
 def parse(argv):

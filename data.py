@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoint import check_palette
-from cifar10 import CLASSES, contains_cifar10, load_cifar10
-from console import UserError, run
-from files import PROJECT, atomic_write
-from flags import add_image_flags, number
-from image_files import array_images, folder_images, sample_images
-from unpickling import unpickle
+from sources.cifar10 import CLASSES, contains_cifar10, load_cifar10
+from sources.image_files import array_images, folder_images, sample_images
+from sources.unpickling import unpickle
+from utils.checkpoint import check_palette
+from utils.console import UserError, run
+from utils.files import PROJECT, atomic_write
+from utils.flags import add_image_flags, number
 
 MAX_SCANNED_IMAGES = 50_000  # of more, only a sample is read before training begins
 COLORS = "24"  # unless other colors are asked for

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from checkpoint import KERNEL, NUM_FILTERS, Checkpoint, load_checkpoint
-from console import UserError, print_table, run
-from files import PROJECT
+from utils.checkpoint import KERNEL, NUM_FILTERS, Checkpoint, load_checkpoint
+from utils.console import UserError, print_table, run
+from utils.files import PROJECT
 
 
 class MyConv2d(nn.Module):

@@ -24,10 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from checkpoint import create_model
+from utils.checkpoint import create_model
 from cli import choose_device
 from data import Quantizer, array_images, load_palette, palette_path
-from plots import new_figure, save
+from pictures.plots import new_figure, save
 from speed import GraphedStep, choose_precision
 from training import Trainer, make_dataset, tune_malloc
 

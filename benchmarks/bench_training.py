@@ -32,7 +32,7 @@ from torch import nn
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from checkpoint import create_model
+from utils.checkpoint import create_model
 from cli import choose_device
 from data import Quantizer, add_data_flags, load_images, load_palette, palette_path, to_gray
 from models import UNet

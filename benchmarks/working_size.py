@@ -18,10 +18,10 @@ from sklearn.datasets import load_sample_images
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from checkpoint import load_checkpoint, pretrained_path
-from colorize import colorize_full_size, predict_chroma
-from decoding import TEMPERATURE, apply_chroma
-from metrics import measure
+from utils.checkpoint import load_checkpoint, pretrained_path
+from pictures.colorize import colorize_full_size, predict_chroma
+from pictures.decoding import TEMPERATURE, apply_chroma
+from pictures.metrics import measure
 
 SIZES = (32, 64, 96, 128, 192, 256, 400)
 

@@ -28,11 +28,11 @@ from tqdm import tqdm
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from checkpoint import CLASSIFIERS, file_name, load_checkpoint, pretrained_path
+from utils.checkpoint import CLASSIFIERS, file_name, load_checkpoint, pretrained_path
 from data import Quantizer, add_data_flags, load_images, load_palette, palette_path, to_gray
-from decoding import decode_annealed_mean, decode_argmax
+from pictures.decoding import decode_annealed_mean, decode_argmax
 from models import MyConv2d, MyDilatedConv2d
-from plots import new_figure, save, save_image_grid
+from pictures.plots import new_figure, save, save_image_grid
 from training import evaluate, predict, validation_examples
 
 RUNS = PROJECT / "outputs" / "answers"

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from console import UserError
 from data import to_gray
-from decoding import TEMPERATURE, apply_chroma, decode_annealed_mean
-from files import atomic_write, unique_path
-from image_files import list_image_files, read_image
 from models import predict
-from plots import save_image_grid
+from pictures.decoding import TEMPERATURE, apply_chroma, decode_annealed_mean
+from pictures.plots import save_image_grid
+from sources.image_files import list_image_files, read_image
+from utils.console import UserError
+from utils.files import atomic_write, unique_path
 
 WORKING_SIZE = 96  # pixels, the longer side of the small copy
 STRIP = 1 << 20  # pixels that are colored at a time

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from console import print_table
+from utils.console import print_table
 
 BASIC = {"psnr": "PSNR (dB)", "colorfulness": "colorfulness"}
 PERCEPTUAL = {"ssim": "SSIM", "ciede2000": "CIEDE2000", "auc": "AuC", "balanced_auc": "balanced AuC"}

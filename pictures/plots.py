@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 
-from files import atomic_write
+from utils.files import atomic_write
 
 
 def new_figure(**settings):

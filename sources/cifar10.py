@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from console import UserError
-from distributed import local_rank0_first
-from unpickling import unpickle
+from sources.unpickling import unpickle
+from utils.console import UserError
+from utils.distributed import local_rank0_first
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SIZE = 32

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from cifar10 import SIZE
-from console import UserError
+from sources.cifar10 import SIZE
+from utils.console import UserError
 
 VALIDATION_SHARE = 0.2  # of a folder's images
 

@@ -13,8 +13,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cifar10
-import console
+from sources import cifar10
+from utils import console
 
 ROWS = 40  # images of a small batch: four of each class
 

@@ -13,11 +13,10 @@ import pytest
 import torch
 from conftest import ROWS, Payload, batch_bytes, handout_palette, hostile_palette, smooth_images, write_archive
 
-import cifar10
 import colorization
 import data
-import image_files
-from console import UserError
+from sources import cifar10, image_files
+from utils.console import UserError
 
 
 def brute_force(images, palette):

@@ -15,13 +15,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import activations
 import colorization
-import colorize
-import image_files
-import metrics
-from checkpoint import save_checkpoint
-from console import UserError
-from decoding import CHROMA_GAIN, apply_chroma, chroma_error, decode_annealed_mean, decode_argmax
 from models import new_network
+from pictures import colorize, metrics
+from pictures.decoding import CHROMA_GAIN, apply_chroma, chroma_error, decode_annealed_mean, decode_argmax
+from sources import image_files
+from utils.checkpoint import save_checkpoint
+from utils.console import UserError
 
 PALETTE = np.array([[0.1, 0.1, 0.1], [0.9, 0.3, 0.3], [0.2, 0.3, 0.7]])
 

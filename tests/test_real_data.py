@@ -13,8 +13,8 @@ import pytest
 
 import color_regression
 import colorization
-from cifar10 import CLASSES, load_cifar10
 from data import fit_palette, load_palette, nearest_color, palette_path
+from sources.cifar10 import CLASSES, load_cifar10
 
 DATA = os.environ.get("COLORIZATION_DATA")
 HANDOUT = Path(os.environ.get("COLORIZATION_HANDOUT", "nowhere"))

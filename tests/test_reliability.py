@@ -24,15 +24,14 @@ import torch
 from conftest import ROWS, batch_bytes, handout_palette, smooth_images
 from PIL import Image
 
-import checkpoint
-import cifar10
 import colorization
 import data
-import image_files
-import loop
-from console import UserError
-from files import PROJECT
 from models import create_model, load_network
+from sources import cifar10, image_files
+from training import loop
+from utils import checkpoint
+from utils.console import UserError
+from utils.files import PROJECT
 
 SMALL = ["-f", "2", "-b", "8"]
 
@@ -241,7 +240,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(cifar, small_palette, fails):
 
 @pytest.mark.parametrize("fault", ["folder", "below a file", "read-only", "out-dir is a file"])
 def test_targets_that_cannot_be_written_are_found_before_training(cifar, small_palette, fails, monkeypatch, fault):
-    monkeypatch.setattr("run.train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr("training.run.train", lambda *_, **__: pytest.fail("training began"))
     Path("file").touch()
     Path("folder").mkdir()
     flags = {

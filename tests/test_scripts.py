@@ -17,11 +17,11 @@ import activations
 import color_regression
 import colorization
 import data
-import image_files
-from checkpoint import FORMAT, OLD_FORMAT, load_checkpoint, save_checkpoint
-from console import UserError
-from files import PROJECT, atomic_write
 from models import create_model, load_network, new_network, stage_outputs
+from sources import image_files
+from utils.checkpoint import FORMAT, OLD_FORMAT, load_checkpoint, save_checkpoint
+from utils.console import UserError
+from utils.files import PROJECT, atomic_write
 
 SMALL = ["-f", "4", "-e", "2", "-b", "8"]
 STAGES = ("downconv1", "downconv2", "rfconv", "upconv1", "upconv2", "finalconv")

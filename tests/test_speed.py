@@ -7,11 +7,11 @@ import torch
 from test_training import CPU, PALETTE, random_images
 
 import colorization
-import loop
-from cuda_graph import GraphedStep
 from data import ImageDataset, to_gray
-from loop import Trainer, TrainingConfig, choose_precision, seed_everything, train
 from models import create_model
+from training import loop
+from training.cuda_graph import GraphedStep
+from training.loop import Trainer, TrainingConfig, choose_precision, seed_everything, train
 
 SMALL = ["-e", "2", "-f", "2", "-b", "8"]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

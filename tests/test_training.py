@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from augmentation import augment
-from console import UserError
 from data import ImageDataset, hold_out
-from evaluation import accuracy, batch_metrics, cross_entropy, evaluate
-from loop import Trainer, TrainingConfig, class_weights, train
 from models import create_model, predict
-from optim import Adam, averaging_weight, one_cycle, update_average
+from training.augmentation import augment
+from training.evaluation import accuracy, batch_metrics, cross_entropy, evaluate
+from training.loop import Trainer, TrainingConfig, class_weights, train
+from training.optim import Adam, averaging_weight, one_cycle, update_average
+from utils.console import UserError
 
 CPU = torch.device("cpu")
 PALETTE = np.linspace([0.1, 0, 0.2], [0.9, 0.8, 1], 5)

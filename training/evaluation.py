@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-import distributed
 from data import to_gray
 from models import device_of, predict
+from utils import distributed
 
 METRICS = ("loss", "accuracy")  # a regression has no accuracy
 

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-import distributed
-from augmentation import augment
-from console import UserError
-from cuda_graph import GraphedStep
 from data import subsample, to_gray
-from decoding import TEMPERATURE, chroma_error, palette_tensor
-from evaluation import METRICS, accuracy, cross_entropy, evaluate
 from models import device_of
-from optim import Adam, averaging_weight, one_cycle, update_average
+from pictures.decoding import TEMPERATURE, chroma_error, palette_tensor
+from training.augmentation import augment
+from training.cuda_graph import GraphedStep
+from training.evaluation import METRICS, accuracy, cross_entropy, evaluate
+from training.optim import Adam, averaging_weight, one_cycle, update_average
+from utils import distributed
+from utils.console import UserError
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,17 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
-import distributed
-from checkpoint import read_torch_file, save_checkpoint, write_torch_file
-from console import UserError
 from data import ImageDataset, subsample, to_gray
-from decoding import apply_chroma, comparison_rows
-from evaluation import METRICS, batch_metrics, format_metrics, predictions
-from files import atomic_write, check_writable, write_json
-from loop import Trainer, choose_precision, train
-from metrics import measure, print_metrics
 from models import device_of, file_name, predict
-from plots import save_curve, save_image_grid
+from pictures.decoding import apply_chroma, comparison_rows
+from pictures.metrics import measure, print_metrics
+from pictures.plots import save_curve, save_image_grid
+from training.evaluation import METRICS, batch_metrics, format_metrics, predictions
+from training.loop import Trainer, choose_precision, train
+from utils import distributed
+from utils.checkpoint import read_torch_file, save_checkpoint, write_torch_file
+from utils.console import UserError
+from utils.files import atomic_write, check_writable, write_json
 
 STATE_FORMAT = "colorization training state 2"
 ENDINGS = (".csv", ".json", ".state", "_curve.png", "_images.png")  # of a run's files in --out-dir

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from console import UserError
-from files import atomic_write
+from utils.console import UserError
+from utils.files import atomic_write
 
 FORMAT = "colorization checkpoint 2"
 OLD_FORMAT = "colorization checkpoint 1"  # it called the metrics "figures"

@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from console import UserError
+from utils.console import UserError
 
 TIMEOUT = timedelta(minutes=10)  # without a word from another process, the run ends
 

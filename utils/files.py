@@ -7,9 +7,9 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from console import UserError
+from utils.console import UserError
 
-PROJECT = Path(__file__).resolve().parent
+PROJECT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from checkpoint import KERNEL, NUM_FILTERS
+from utils.checkpoint import KERNEL, NUM_FILTERS
 
 
 def number(kind, low, high, what):
