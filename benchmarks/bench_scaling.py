@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +23,15 @@ from torch.utils.flop_counter import FlopCounterMode
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from utils.checkpoint import create_model
-from cli import choose_device
-from data import Quantizer, array_images, load_palette, palette_path
+from bench_training import our_loop
+
+from data import load_palette, palette_path
+from models import create_model
 from pictures.plots import new_figure, save
-from speed import GraphedStep, choose_precision
-from training import Trainer, make_dataset, tune_malloc
+from sources.image_files import array_images
+from training.loop import tune_malloc
+from utils.console import print_table
+from utils.distributed import choose_device
 
 BATCH = 100
 STEPS = 60  # timed, of each measurement; fewer of larger networks
@@ -47,26 +49,12 @@ def write_images(path, count):
 
 
 def stepper(images, palette, num_filters, device):
-    """Return what takes steps from random ones of the images, and tells from how many."""
-    examples = make_dataset(device, images, partial(Quantizer, palette=palette))
-    trainer = Trainer(
-        create_model("UNet", 3, num_filters, len(palette)).to(device),
-        examples,
-        ["mirror", "shift-x", "shift-y"],
-        precision=choose_precision("auto", device),
-    )
-    trainer.forward.train()
+    """Return a function that trains for some steps and returns from how many images."""
+    epoch = our_loop(images, palette, device, num_filters, BATCH)
     steps = max(4, int(STEPS * min(1, (32 / num_filters) ** 2)))
-    step = GraphedStep(trainer, "auto", capture=device.type == "cuda")
-    rates = torch.tensor([0.001, 0.01, 1.0], device=device)
-    order = torch.randperm(len(examples.images), device=examples.images.device)
 
     def take():
-        for start in range(steps):
-            chosen = order[(torch.arange(BATCH, device=order.device) + start * BATCH) % len(order)]
-            step(examples.images[chosen].to(device), rates)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        epoch(steps)
         return steps * BATCH
 
     return take
@@ -85,7 +73,7 @@ def images_per_second(steppers, rounds=5):
 
 
 def costs(num_filters, num_colors):
-    """Return a training step's floating-point operations, and bytes kept for the way back, of one image."""
+    """Return a training step's floating-point operations, and bytes kept for the backward pass, of one image."""
     net, gray, kept = create_model("UNet", 3, num_filters, num_colors), torch.rand(2, 1, 32, 32), {}
 
     def pack(tensor):
@@ -132,14 +120,6 @@ def epoch_seconds(path, folder, processes):
     return statistics.median(float(line.split()[-2]) for line in lines[1:])
 
 
-def table(columns, rows):
-    """Print a table in Markdown."""
-    print("\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for row in rows:
-        print("| " + " | ".join(map(str, row)) + " |")
-    sys.stdout.flush()
-
-
 def draw(by_images, by_filters, by_processes):
     """Draw the three growths."""
     figure = new_figure(figsize=(11, 3.8), layout="constrained")
@@ -182,7 +162,7 @@ def main():
             for count, speed in by_images.items()
         ]
         names = ["images a second", "least", "greatest", "epoch, s", "begins after, s", "own MB", "MB of files"]
-        table(["images in the file", *names], rows)
+        print_table(["images in the file", *names], rows)
 
         images = array_images(files[5_000], train=True)
         by_filters = images_per_second({f: stepper(images, palette, f, device) for f in FILTERS}, rounds=3)
@@ -191,11 +171,12 @@ def main():
             flops, kept = costs(f, len(palette))
             numbers = f"{flops / 1e6:.1f}", f"{kept / 1e6:.2f}", round(speed), f"{flops * speed / 1e9:.1f}"
             rows.append([f, *numbers])
-        table(["filters", "million operations", "MB kept", "images a second", "billion operations a second"], rows)
+        names = ["million operations", "MB kept", "images a second", "billion operations a second"]
+        print_table(["filters", *names], rows)
 
         seconds = {n: epoch_seconds(files[5_000], folder, n) for n in args.processes}
         by_processes = {n: round(4_500 / each) for n, each in seconds.items()}
-        table(["processes", "images a second"], by_processes.items())
+        print_table(["processes", "images a second"], by_processes.items())
     draw(by_images, by_filters, by_processes)
 
 

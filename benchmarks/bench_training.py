@@ -1,7 +1,6 @@
 """Measure this package's training against the plain loop of the course, on one machine in one run.
 
     python benchmarks/bench_training.py                             throughput, start-up, validation: a minute or two
-    python benchmarks/bench_training.py --growth                    also time and memory for 500 to 50,000 images
     python benchmarks/bench_training.py --to-loss PALETTE           also seconds to the handout's loss on its palette
     python benchmarks/bench_training.py --run                       also a run of 25 epochs: its time and peak memory
 
@@ -11,7 +10,6 @@ on the logits, Adam at a constant 0.001, batches of 100, one .item() per step.
 
 import argparse
 import ctypes
-import itertools
 import json
 import math
 import os
@@ -22,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,12 +29,11 @@ from torch import nn
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from utils.checkpoint import create_model
-from cli import choose_device
-from data import Quantizer, add_data_flags, load_images, load_palette, palette_path, to_gray
-from models import UNet
-from speed import GraphedStep, choose_precision
-from training import Trainer, evaluate, make_dataset, train_epoch, tune_malloc
+from data import ImageDataset, ImageSource, Quantizer, load_palette, palette_path, to_gray
+from models import UNet, create_model
+from training.evaluation import evaluate
+from training.loop import Trainer, TrainingConfig, choose_precision, choose_step, tune_malloc
+from utils.distributed import choose_device
 
 HANDOUT_LOSS = 1.3787  # of the handout's UNet, on its palette
 
@@ -48,8 +44,8 @@ class PlainUNet(UNet):
     def __init__(self, kernel, num_filters, num_colors):
         super().__init__(kernel, num_filters, num_colors)
         for name in ("upconv1", "upconv2"):
-            stage = getattr(self, name)
-            setattr(self, name, nn.Sequential(stage[0], stage[3], stage[1], stage[2]))
+            conv, norm, relu, upsample = getattr(self, name)
+            setattr(self, name, nn.Sequential(conv, upsample, norm, relu))
 
     def forward(self, x):
         down1 = self.downconv1(x)
@@ -91,20 +87,29 @@ def plain_loop(images, palette, device):
     return net, lambda: plain_epoch(net, optimizer, gray, labels)
 
 
-def our_loop(images, palette, device):
-    """Return a function that trains this package's UNet for one epoch at batch 100."""
-    net = create_model("UNet", 3, 32, len(palette)).to(device)
-    examples = make_dataset(device, images, partial(Quantizer, palette=palette))
-    trainer = Trainer(net, examples, ["mirror", "shift-x", "shift-y"], precision=choose_precision("auto", device))
-    step = GraphedStep(trainer, "auto", capture=device.type == "cuda")
-    return lambda: train_epoch(trainer, step, itertools.repeat(0.001), 100)
+def our_loop(images, palette, device, num_filters=32, batch_size=100):
+    """Return a function that trains this package's UNet for one epoch, or for so many steps with random images."""
+    net, config = create_model("UNet", 3, num_filters, len(palette)).to(device), TrainingConfig()
+    dataset = ImageDataset(images, palette, device)
+    trainer = Trainer(net, dataset, config.augment, choose_precision(config.precision, device))
+    trainer.model.train()
+    trainer.learning_rate.fill_(0.001)
+    step = choose_step(trainer)
+
+    def epoch(steps=None):
+        order = torch.randint(len(dataset), (steps * batch_size,)) if steps else torch.randperm(len(dataset))
+        for batch in order.to(dataset.images.device).split(batch_size):
+            metrics = step(dataset.images[batch].to(device))
+        return metrics.tolist()  # waits for the device
+
+    return epoch
 
 
 def restore_glibc_defaults():
     """Undo tune_malloc(), for the plain loop.
 
-    By itself glibc comes to the greatest block that was freed, here the first
-    convolution's output, as threshold, and to twice that for the heap's free end.
+    By itself glibc arrives at the largest block that was freed, here the first
+    convolution's output, as threshold, and at twice that for the heap's free end.
     """
     if platform.libc_ver()[0] == "glibc":
         greatest = 100 * 32 * 32 * 32 * 4 + 4096
@@ -169,40 +174,30 @@ def seconds_to_loss(images, test_images, palette_file, device, start_up, flags):
             break
     palette = load_palette(palette_file)
     net, epoch = plain_loop(images, palette, device)
-    valid = make_dataset(device, test_images, partial(Quantizer, palette=palette))
+    valid = ImageDataset(test_images, palette, device)
     restore_glibc_defaults()
     took, passes, loss = start_up, 0, math.inf
     while loss > HANDOUT_LOSS and passes < 50:
         start = time.perf_counter()
         epoch()
-        loss = evaluate(net, valid)[0]
+        loss = evaluate(net, valid)["loss"]
         took, passes = took + time.perf_counter() - start, passes + 1
     return result | {"plain": round(took, 1), "plain_epochs": passes, "plain_loss": round(loss, 4)}
-
-
-def growth(flags):
-    """Return the start-up seconds, seconds of an epoch and peak MB for 500, 5,000 and 50,000 images."""
-    palette = palette_path(24, "horse")
-    rows = {}
-    for count, chosen in ((500, ["--holdout", 4500]), (5_000, []), (50_000, ["--category", "all"])):
-        start_up, epochs, peak = training_command("-e", 1, "-c", palette, *chosen, *flags)
-        rows[count] = {"start_up": start_up, "epoch": epochs[0][2], "peak_mb": peak}
-    return rows
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="timed epochs of each loop (%(default)s)")
-    parser.add_argument("--growth", action="store_true")
     parser.add_argument("--to-loss", metavar="PALETTE")
     parser.add_argument("--run", action="store_true")
     parser.add_argument("--device")
-    add_data_flags(parser)
+    parser.add_argument("--data", default="cifar10", help="cifar10, or the folder that contains it")
     args = parser.parse_args()
     device = choose_device(args.device)
-    flags = ["--device", str(device), "--data-dir", args.data_dir.resolve()]
+    source = ImageSource(args.data)
+    flags = ["--device", str(device), "--data", source.cifar10_folder.resolve()]
     palette_file = palette_path(24, "horse")
-    images = load_images(args, train=True)
+    images = source.training_images()
 
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} processor"
     result = {"hardware": hardware, "threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -213,11 +208,8 @@ def main():
     result["start_up"] = training_command("-e", 1, "-c", palette_file, *flags)[0]
     result["valid"] = statistics.median(command("colorization.py", "--valid", *flags)[1] for _ in range(3))
     print({name: result[name] for name in ("import_torch", "start_up", "valid")}, flush=True)
-    if args.growth:
-        result["growth"] = growth(flags)
-        print(result["growth"], flush=True)
     if args.to_loss:
-        test_images = load_images(args, train=False)
+        test_images = source.validation_images()
         result["to_handout_loss"] = seconds_to_loss(
             images, test_images, Path(args.to_loss).resolve(), device, result["start_up"], flags
         )

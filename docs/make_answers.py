@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,37 +27,45 @@ from tqdm import tqdm
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from utils.checkpoint import CLASSIFIERS, file_name, load_checkpoint, pretrained_path
-from data import Quantizer, add_data_flags, load_images, load_palette, palette_path, to_gray
-from pictures.decoding import decode_annealed_mean, decode_argmax
-from models import MyConv2d, MyDilatedConv2d
+from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray
+from models import CLASSIFIERS, MyConv2d, MyDilatedConv2d, file_name, load_network, predict
+from pictures.decoding import comparison_rows
 from pictures.plots import new_figure, save, save_image_grid
-from training import evaluate, predict, validation_examples
+from training.evaluation import evaluate
+from utils.console import print_table
 
 RUNS = PROJECT / "outputs" / "answers"
 PICTURES = PROJECT / "docs" / "answers"
 SEEDS = (0, 1, 2)
 SECONDS_PER_EPOCH = 13  # of 4,500 horses, on one core of the machine of docs/training.md
 
+ALL_CLASSES = ["--category", "all", "-c", PROJECT / "color" / "color_kmeans24_cat7.npy"]
 AUGMENTATIONS = {
-    "none": ["--augment"],
-    "(a) upside down": ["--augment", "upside-down"],
-    "(b) left-right": ["--augment", "mirror"],
-    "(c) one pixel left or right": ["--augment", "shift-x"],
-    "(d) one pixel up or down": ["--augment", "shift-y"],
-    "(e) other classes, as many steps": ["--augment", "--pretrain", 1, "-e", 15],
-    "(b), (c) and (d), the default": [],
-    "the default and --rebalance": ["--rebalance"],
+    "none": [["--augment"]],
+    "(a) upside down": [["--augment", "upside-down"]],
+    "(b) left-right": [["--augment", "mirror"]],
+    "(c) one pixel left or right": [["--augment", "shift-x"]],
+    "(d) one pixel up or down": [["--augment", "shift-y"]],
+    "(e) other classes, as many steps": [
+        ["--augment", *ALL_CLASSES, "-e", 1],
+        ["--augment", "-e", 15, "-l", 0.012],  # from the weights of the first
+    ],
+    "(b), (c) and (d), the default": [[]],
+    "the default and --rebalance": [["--rebalance"]],
 }
-NETWORKS = {"CNN": ["--model", "CNN"], "UNet": ["--model", "UNet"], "DUNet": ["--model", "DUNet"]}
+NETWORKS = {model: [["--model", model]] for model in CLASSIFIERS}
 SWEEP = list(itertools.product((0.01, 0.02, 0.04, 0.08), (12, 25, 100)))  # peak learning rate, batch size
 
 
 def runs():
-    """Return all training runs: {folder: flags of colorization.py}, the default's once."""
-    every = {**AUGMENTATIONS, **NETWORKS}
-    result = {f"{short(name)}_{seed}": [*flags, "-s", seed] for name, flags in every.items() for seed in SEEDS}
-    return result | {f"sweep_{rate}_{batch}": ["-e", 5, "-l", rate, "-b", batch] for rate, batch in SWEEP}
+    """Return all trainings, {folder: the flags of one or several commands, each going on from the one before}."""
+    conditions = AUGMENTATIONS | NETWORKS
+    result = {
+        f"{short(name)}_{seed}": [[*flags, "-s", seed] for flags in commands]
+        for name, commands in conditions.items()
+        for seed in SEEDS
+    }
+    return result | {f"sweep_{rate}_{batch}": [["-e", 5, "-l", rate, "-b", batch]] for rate, batch in SWEEP}
 
 
 def short(name):
@@ -66,14 +73,17 @@ def short(name):
     return "unet" if "(b), (c) and (d)" in name else "".join(c for c in name.lower() if c.isalnum())[:20]
 
 
-def epochs_of(flags):
-    """Return how many epochs of horses a run costs."""
-    numbers = {flag: value for flag, value in itertools.pairwise(flags)}
-    return numbers.get("-e", 25) + 10 * numbers.get("--pretrain", 0)
+def epochs_of(commands):
+    """Return how many epochs of horses a training costs."""
+    epochs = 0
+    for flags in commands:
+        values = dict(itertools.pairwise(flags))
+        epochs += values.get("-e", 25) * (10 if "all" in flags else 1)
+    return epochs
 
 
 def finished(name):
-    """Return whether a run has drawn its last picture."""
+    """Return whether a training's last command has drawn its last picture."""
     return any((RUNS / name).glob("*_images.png"))
 
 
@@ -85,19 +95,23 @@ def script(*command, **environment):
         raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
-def train(name, flags, data_flags, environment):
-    """Train one run, or go on with it."""
-    folder = RUNS / name
-    resume = ["--resume"] if any(folder.glob("*.state")) else []
-    flags = ["--holdout", 500, *flags, "--out-dir", folder, *data_flags, *resume]
-    script("colorization.py", *flags, **environment)
+def train(name, commands, data_flags, environment):
+    """Run the commands of a training, or go on with them; the last one's files are in its folder."""
+    start_from = []
+    for number, flags in enumerate(commands, 1):
+        folder = RUNS / name / ("" if number == len(commands) else f"part{number}")
+        resume = ["--resume"] if any(folder.glob("*.state")) else []
+        if not any(folder.glob("*_images.png")):
+            flags = ["--holdout", 500, *flags, "--out-dir", folder, *data_flags, *start_from, *resume]
+            script("colorization.py", *flags, **environment)
+        start_from = ["--start-from", folder / file_name("UNet", 3, 32)]
 
 
 def train_all(missing, data_flags, jobs):
     """Train what is missing, so many runs at a time."""
     environment = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
     with ThreadPoolExecutor(jobs) as pool:
-        each = [pool.submit(train, name, flags, data_flags, environment) for name, flags in missing.items()]
+        each = [pool.submit(train, name, commands, data_flags, environment) for name, commands in missing.items()]
         for job in tqdm(each, unit="run", disable=None):
             job.result()
 
@@ -115,10 +129,9 @@ def spread(values, digits):
 
 
 def table(title, columns, rows):
-    """Print a table in Markdown."""
-    print(f"\n### {title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for row in rows:
-        print(f"| {' | '.join(map(str, row))} |")
+    """Print a table under a title, in Markdown."""
+    print(f"\n### {title}\n")
+    print_table(columns, rows)
 
 
 def over_seeds(title, conditions):
@@ -169,20 +182,18 @@ def shipped_pictures(data_flags):
     table("Pictures of the shipped networks, test horses", names, rows)
 
 
-def side_by_side(args):
+def side_by_side(source):
     """Draw the first ten test horses as each shipped network colors them."""
-    images = load_images(args, train=False)[:10]
-    gray = to_gray(images)
-    rows = {"gray input": gray.expand(-1, 3, -1, -1)}
+    images, rows = source.validation_images()[:10], {}
     for model in ("RegressionCNN", *CLASSIFIERS):
-        checkpoint = load_checkpoint(pretrained_path(model, 3, 32))
-        outputs = predict(checkpoint.net, images)
-        if checkpoint.palette is None:
-            rows[model] = outputs.clamp(0, 1)
-        else:
-            rows[f"{model}, palette colors"] = decode_argmax(outputs, checkpoint.palette)
-            rows[f"{model}, smooth"] = decode_annealed_mean(outputs, checkpoint.palette, gray)
-    save_image_grid(PICTURES / "networks.png", "The first ten test horses", rows | {"truth": images.float() / 256})
+        net, checkpoint = load_network(None, model)
+        targets = ImageDataset(images, checkpoint.palette, torch.device("cpu")).targets(images)
+        each = comparison_rows(images, targets, predict(net, to_gray(images)), checkpoint.palette)
+        for label in ("prediction", "prediction in palette colors", "smooth prediction"):
+            if label in each:
+                rows[f"{model}, {label.replace('prediction in ', '')}".removesuffix(", prediction")] = each[label]
+    rows = {"gray input": each["gray input"], **rows, "truth": each["truth"]}
+    save_image_grid(PICTURES / "networks.png", "The first ten test horses", rows)
 
 
 def rebalanced_pictures(data_flags):
@@ -203,11 +214,10 @@ def rebalanced_pictures(data_flags):
     table("Class rebalancing", names, rows)
 
 
-def without_skips(args):
+def without_skips(source):
     """Print the shipped UNet's figures with one skip connection after another set to zero."""
-    checkpoint = load_checkpoint(pretrained_path("UNet", 3, 32))
-    net = checkpoint.net
-    valid = validation_examples(args, partial(Quantizer, palette=checkpoint.palette), torch.device("cpu"))
+    net, checkpoint = load_network(None, "UNet")
+    valid = ImageDataset(source.validation_images(), checkpoint.palette, torch.device("cpu"))
 
     def zero_half(module, inputs):  # the skip's maps are the latter half of what was joined
         joined = inputs[0].clone()
@@ -223,8 +233,8 @@ def without_skips(args):
     rows = []
     for name, cut in cuts.items():
         hook = cut and cut[0].register_forward_pre_hook(cut[1])
-        loss, accuracy = evaluate(net, valid)
-        rows.append([name, f"{loss:.3f}", f"{100 * accuracy:.1f} %"])
+        metrics = evaluate(net, valid)
+        rows.append([name, f"{metrics['loss']:.3f}", f"{metrics['accuracy']:.1%}"])
         if hook:
             hook.remove()
     table("Shipped UNet, one skip connection cut", ["cut", "loss", "accuracy"], rows)
@@ -267,7 +277,7 @@ def receptive_fields():
     table("One filter of one map", ["filter", "weights", "computed", "measured"], rows)
     rows, fields = [], {}
     for model in CLASSIFIERS:
-        fields[model] = seen_by_middle_pixel(load_checkpoint(pretrained_path(model, 3, 32)).net)
+        fields[model] = seen_by_middle_pixel(load_network(None, model)[0])
         rows.append([model, computed_field(dilation=int(model == "DUNet")), extent(fields[model])])
     table("One output pixel of the networks", ["network", "computed", "measured"], rows)
     figure = new_figure(figsize=(10, 3.6), layout="constrained")
@@ -311,26 +321,27 @@ def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, metavar="N")
-    add_data_flags(parser)
+    parser.add_argument("--data", default="cifar10", help="cifar10, or the folder that contains it")
     args = parser.parse_args(argv)
-    args.holdout = 0
-    data_flags = ["--data-dir", args.data_dir.resolve()]
+    source = ImageSource(args.data)
+    data_flags = ["--data", source.cifar10_folder.resolve()]
 
     missing = {name: flags for name, flags in runs().items() if not finished(name)}
-    minutes = sum(epochs_of(flags) for flags in missing.values()) * SECONDS_PER_EPOCH / 60
+    minutes = sum(map(epochs_of, missing.values())) * SECONDS_PER_EPOCH / 60
     print(f"{len(missing)} of {len(runs())} runs are missing: about {minutes / args.jobs:.0f} minutes", flush=True)
     if args.list:
-        print("\n".join(f"{name}: {' '.join(map(str, flags))}" for name, flags in missing.items()))
+        for name, commands in missing.items():
+            print(f"{name}: {', then '.join(' '.join(map(str, flags)) for flags in commands)}")
         return
     train_all(missing, data_flags, args.jobs)
 
     PICTURES.mkdir(exist_ok=True)
     rgb_and_sight(load_palette(palette_path(24, "horse")))
     shipped_pictures(data_flags)
-    side_by_side(args)
+    side_by_side(source)
     curves(["CNN", "UNet"])
     over_seeds("CNN and UNet", ["CNN", "UNet"])
-    without_skips(args)
+    without_skips(source)
     receptive_fields()
     activation_sheets(data_flags)
     over_seeds("Augmentation, UNet", [name for name in AUGMENTATIONS if "--rebalance" not in name])
