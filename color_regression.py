@@ -25,7 +25,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     config = TrainingConfig(epochs=0)  # without -e: do not train
     add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
-    add_network_flags(parser, "where to save the weights; without -e, those to use (the shipped ones)")
+    add_network_flags(parser, "the weights to save, or without -e to use (the shipped ones)")
     return parser.parse_args(argv)
 
 
@@ -42,7 +42,12 @@ def main(argv):
     source = ImageSource(args.data, args.category, args.holdout)
     network = {"model": MODEL, "kernel": args.kernel, "num_filters": args.num_filters}
     config = TrainingConfig(
-        args.epochs, args.batch_size, args.learn_rate, tuple(args.augment), args.seed, args.precision
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        learning_rate=args.learn_rate,
+        augment=tuple(args.augment),
+        seed=args.seed,
+        precision=args.precision,
     )
     if args.valid or not args.epochs:
         distributed.require_single_process("--valid")
@@ -51,8 +56,8 @@ def main(argv):
     else:
         seed_everything(config.seed)
         net, checkpoint = load_network(args.start_from, **network) if args.start_from else new_network(None, **network)
-        files = args.out_dir, args.checkpoint, args.start_from
-        run_training(net.to(device), checkpoint, source, config, *files, args.resume, args.plot)
+        files = {"out_dir": args.out_dir, "path": args.checkpoint, "start_from": args.start_from}
+        run_training(net.to(device), checkpoint, source, config, **files, resume=args.resume, plot=args.plot)
     print(f"copying the gray input to R, G and B: {gray_copy_error(source.validation_images()):.6f}")
     distributed.cleanup()
 

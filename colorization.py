@@ -25,36 +25,24 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     config = TrainingConfig()
     add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
-    weights = "where to save the weights; with --valid and --colorize, those to use (the shipped ones)"
+    weights = "the weights to save, or with --valid and --colorize to use (the shipped ones)"
     add_network_flags(parser, weights, CLASSIFIERS, MODEL, COLORS)
 
     group = parser.add_argument_group("loss")
     group.add_argument("--rebalance", action="store_true", help="weight rare colors up (Zhang et al. 2016)")
-    group.add_argument(
-        "--picture-weight",
-        type=number(float, 0, 1e6, "a weight"),
-        default=config.picture_weight,
-        metavar="W",
-        help="add W times the squared error of the smooth prediction (%(default)s)",
+    kind, text = (
+        number(float, 0, 1e6, "a weight"),
+        "add W times the squared error of the smooth prediction (%(default)s)",
     )
+    group.add_argument("--picture-weight", type=kind, default=config.picture_weight, metavar="W", help=text)
+
     group = parser.add_argument_group("prediction")
-    group.add_argument(
-        "--temperature",
-        type=number(float, 0.01, 100, "a temperature"),
-        default=config.temperature,
-        metavar="T",
-        help="of the smooth prediction: lower is bolder, higher calmer (%(default)s)",
-    )
-    group.add_argument(
-        "--colorize", nargs="+", type=Path, metavar="FILE", help="color these images and folders, into --out-dir"
-    )
-    group.add_argument(
-        "--working-size",
-        type=number(int, 4, 2048, "a number of pixels"),
-        default=WORKING_SIZE,
-        metavar="N",
-        help="longer side of the copy that --colorize shows the network (%(default)s)",
-    )
+    text = "color these images, and those in these folders, into --out-dir"
+    group.add_argument("--colorize", nargs="+", type=Path, metavar="FILE", help=text)
+    kind, text = number(int, 4, 2048, "a number of pixels"), "longer side of what --colorize shows it (%(default)s)"
+    group.add_argument("--working-size", type=kind, default=WORKING_SIZE, metavar="N", help=text)
+    kind, text = number(float, 0.01, 100, "a temperature"), "lower is bolder, higher is calmer (%(default)s)"
+    group.add_argument("--temperature", type=kind, default=config.temperature, metavar="T", help=text)
     return parser.parse_args(argv)
 
 
@@ -84,16 +72,24 @@ def main(argv):
         net, checkpoint = load_classifier(args.checkpoint, args.colors, source, **network)
         run_validation(net.to(device), checkpoint, source, args.out_dir, args.temperature, args.json)
     else:
-        schedule = args.epochs, args.batch_size, args.learn_rate
-        loss_terms = args.rebalance, args.picture_weight, args.temperature
-        config = TrainingConfig(*schedule, tuple(args.augment), args.seed, args.precision, *loss_terms)
+        config = TrainingConfig(
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            learning_rate=args.learn_rate,
+            augment=tuple(args.augment),
+            seed=args.seed,
+            precision=args.precision,
+            rebalance=args.rebalance,
+            picture_weight=args.picture_weight,
+            temperature=args.temperature,
+        )
         seed_everything(config.seed)
         if args.start_from:
             net, checkpoint = load_classifier(args.start_from, args.colors, source, **network)
         else:
             net, checkpoint = new_network(palette_for(args.colors or COLORS, source, config.seed), **network)
-        files = args.out_dir, args.checkpoint, args.start_from
-        run_training(net.to(device), checkpoint, source, config, *files, args.resume, args.plot)
+        files = {"out_dir": args.out_dir, "path": args.checkpoint, "start_from": args.start_from}
+        run_training(net.to(device), checkpoint, source, config, **files, resume=args.resume, plot=args.plot)
     distributed.cleanup()
 
 

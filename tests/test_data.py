@@ -254,6 +254,8 @@ def test_a_download_arrives_whole(server, tmp_path):
         (200, None, b"<html>an error page</html>"),
         (200, 9000, b"cut short"),
         (500, None, b""),
+        (302, None, b"file:///etc/hostname"),
+        (None, None, b""),
     ],
 )
 def test_a_failed_download_leaves_nothing(server, tmp_path, monkeypatch, answer):

@@ -187,7 +187,7 @@ def run_settings(checkpoint, source, config, start_from):
 
 def write_history(path, history):
     """Write the metrics of all epochs to a CSV file, atomically."""
-    with atomic_write(path, "w") as file:
+    with atomic_write(path, "x") as file:
         writer = csv.DictWriter(file, history[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)

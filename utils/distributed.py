@@ -46,14 +46,9 @@ def setup(device_name):
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    if rank():
-        mute()
+    if rank():  # rank 0 prints for all
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open as long as the process is
     return device
-
-
-def mute():
-    """Discard what this process prints to standard output."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open as long as the process is
 
 
 def require_single_process(flag):

@@ -3,8 +3,9 @@
 import glob
 import json
 import os
+import secrets
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.console import UserError
@@ -13,19 +14,17 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def atomic_write(path, mode="wb"):
+def atomic_write(path, mode="xb"):
     """Open a temporary file beside `path` that replaces it when the block succeeds.
 
     A failure leaves `path` as it was. Missing folders are made. Raises UserError
     if the file cannot be written.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.chmod(handle, 0o666 & ~current_umask())
-        with open(handle, mode) as file:
+        with open(temporary, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -33,13 +32,13 @@ def atomic_write(path, mode="wb"):
     except OSError as error:
         raise UserError(f"{path}: cannot write it ({error.strerror or error})") from error
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        with suppress(OSError):  # it is there only after a failure
+            temporary.unlink()
 
 
 def write_json(path, content):
     """Write plain containers as JSON, atomically."""
-    with atomic_write(path, "w") as file:
+    with atomic_write(path, "x") as file:
         json.dump(content, file, indent=1)
 
 
@@ -58,13 +57,6 @@ def check_writable(path):
             leftover.unlink()
     except OSError as error:
         raise UserError(f"{path}: cannot write it ({error.strerror or error})") from error
-
-
-def current_umask():
-    """Return the mask of the permissions that new files do not get."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def unique_path(path):

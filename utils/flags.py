@@ -29,38 +29,32 @@ def odd_kernel(text):
     return value
 
 
-def add_network_flags(parser, checkpoint_help, models=None, default=None, colors=None):
-    """Add the flags that name a network; those of the model and its palette only where there are several."""
+def add_network_flags(parser, checkpoint_help, models=None, model=None, colors=None):
+    """Add the flags that name a network; its model and palette only if there are several. Return their group."""
     group = parser.add_argument_group("network (defaults: what the checkpoint says)")
     if models:
-        group.add_argument("-m", "--model", choices=models, help=f"({default})")
+        group.add_argument("-m", "--model", choices=models, help=f"({model})")
         group.add_argument("-c", "--colors", metavar="K|FILE", help=f"number of colors, or a palette file ({colors})")
-    filters = number(int, 1, 1024, "a number of filters")
+    count = number(int, 1, 1024, "a number of filters")
+    names = "-f", "--num-filters", "--num_filters"
     group.add_argument("-k", "--kernel", type=odd_kernel, metavar="N", help=f"filter size, odd ({KERNEL})")
-    group.add_argument(
-        "-f", "--num-filters", "--num_filters", type=filters, metavar="N", help=f"filters of stage 1 ({NUM_FILTERS})"
-    )
+    group.add_argument(*names, type=count, metavar="N", help=f"filters of the first stage ({NUM_FILTERS})")
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help=checkpoint_help)
+    return group
 
 
 def add_image_flags(parser, source, classes):
     """Add the flags that say which images to use; return their group."""
     group = parser.add_argument_group("images")
-    group.add_argument(
-        "--data",
-        default=source.name,
-        metavar="NAME|PATH",
-        help="cifar10, sample (two photographs, offline), a folder of images or of CIFAR-10, or an .npy file "
-        "of uint8 (N, 3, 32, 32) (%(default)s)",
-    )
-    group.add_argument(
-        "--category", choices=[*classes, "all"], default=source.category, help="class of CIFAR-10 (%(default)s)"
-    )
+    kinds = "cifar10, sample (two photographs), a folder of images or of CIFAR-10, or an .npy file (%(default)s)"
+    group.add_argument("--data", default=source.name, metavar="NAME|PATH", help=kinds)
+    category, text = source.category, "class of CIFAR-10 (%(default)s)"
+    group.add_argument("--category", choices=[*classes, "all"], default=category, help=text)
     return group
 
 
 def add_output_flags(parser):
-    """Add the flags for pictures and the device; return the group of the former."""
+    """Add the flags of what is written and of the device; return the group of the former."""
     group = parser.add_argument_group("output")
     group.add_argument("--out-dir", type=Path, default=Path("outputs"), metavar="DIR", help="(%(default)s)")
     parser.add_argument_group("device").add_argument("--device", metavar="NAME", help="cpu or cuda (cuda if present)")
@@ -68,43 +62,40 @@ def add_output_flags(parser):
 
 
 def add_training_flags(parser, config, source, classes, transforms):
-    """Add the flags of training and validation."""
-    action = parser.add_argument_group("action (default: train)")
-    action.add_argument("--valid", action="store_true", help="measure a checkpoint and draw its pictures")
-    action.add_argument("--resume", action="store_true", help="continue the stopped run of the same command")
-    images = add_image_flags(parser, source, classes)
-    count = number(int, 0, 10**6, "a number of images")
-    images.add_argument(
-        "--holdout",
-        type=count,
-        default=source.holdout,
-        metavar="N",
-        help="validate on N training images of each class, left out of training (0: on the test images)",
+    """Add the flags of training and validation, with the defaults of a TrainingConfig and an ImageSource."""
+    group = parser.add_argument_group("action (default: train)")
+    group.add_argument("--valid", action="store_true", help="measure a checkpoint and draw its pictures")
+    group.add_argument("--resume", action="store_true", help="continue the interrupted run of the same command")
+    group.add_argument(
+        "--start-from", type=Path, metavar="FILE", help="train on from the weights and palette of a file"
     )
 
+    group = add_image_flags(parser, source, classes)
+    kind, text = (
+        number(int, 0, 10**6, "a number of images"),
+        "validate on N training images of each class (%(default)s)",
+    )
+    group.add_argument("--holdout", type=kind, default=source.holdout, metavar="N", help=text)
+
     group = parser.add_argument_group("training")
-    epochs, batch_size = number(int, 1, 10_000, "a number of epochs"), number(int, 2, 100_000, "a batch size")
-    rate, seed = number(float, 1e-8, 10, "a learning rate"), number(int, 0, 2**32 - 1, "a seed")
     for names, kind, default, metavar, text in (
-        (("-e", "--epochs"), epochs, config.epochs, "N", "passes over the training images"),
-        (("-b", "--batch-size"), batch_size, config.batch_size, "N", "images per step"),
-        (("-l", "--learn-rate"), rate, config.learning_rate, "RATE", "peak of the learning rate"),
-        (("-s", "--seed"), seed, config.seed, "N", "of everything random"),
+        (
+            ("-e", "--epochs"),
+            number(int, 1, 10_000, "a number of epochs"),
+            config.epochs,
+            "N",
+            "passes over the images",
+        ),
+        (("-b", "--batch-size"), number(int, 2, 100_000, "a batch size"), config.batch_size, "N", "images per step"),
+        (("-l", "--learn-rate"), number(float, 1e-8, 10, "a learning rate"), config.learning_rate, "RATE", "its peak"),
+        (("-s", "--seed"), number(int, 0, 2**32 - 1, "a seed"), config.seed, "N", "seed of everything random"),
     ):
         group.add_argument(*names, type=kind, default=default, metavar=metavar, help=f"{text} (%(default)s)")
-    group.add_argument(
-        "--augment",
-        nargs="*",
-        choices=transforms,
-        default=config.augment,
-        help="random changes of training images; none named: no change (%(default)s)",
-    )
-    group.add_argument("--start-from", type=Path, metavar="FILE", help="weights and palette to begin with (new ones)")
-    group.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default=config.precision, help="bf16 on GPUs (%(default)s)"
-    )
-    output = add_output_flags(parser)
-    output.add_argument("--plot", action="store_true", help="draw sample pictures after every epoch")
-    output.add_argument(
-        "--json", type=Path, metavar="FILE", help="with --valid: every image's metrics, and more of them"
-    )
+    text = f"random changes of images; none named: none ({' '.join(config.augment)})"
+    group.add_argument("--augment", nargs="*", choices=transforms, default=config.augment, help=text)
+    text = "bf16 on GPUs that support it (%(default)s)"
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default=config.precision, help=text)
+
+    group = add_output_flags(parser)
+    group.add_argument("--plot", action="store_true", help="draw sample pictures after every epoch")
+    group.add_argument("--json", type=Path, metavar="FILE", help="with --valid: write every metric of every image")
