@@ -29,7 +29,6 @@ from data import load_palette, palette_path
 from models import create_model
 from pictures.plots import new_figure, save
 from sources.image_files import array_images
-from training.loop import tune_malloc
 from utils.console import print_table
 from utils.distributed import choose_device
 
@@ -146,7 +145,6 @@ def main():
     parser.add_argument("--device")
     args = parser.parse_args()
     device = choose_device(args.device)
-    tune_malloc()
     palette = load_palette(palette_path(24, "horse"))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}")
 

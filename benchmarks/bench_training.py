@@ -9,9 +9,9 @@ on the logits, Adam at a constant 0.001, batches of 100, one .item() per step.
 """
 
 import argparse
-import ctypes
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
@@ -68,23 +68,17 @@ def plain_epoch(net, optimizer, gray, labels, batch_size=100):
         loss.item()
 
 
-def seconds(function, device):
-    """Return how long function() takes, until the device has done it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def plain_loop(images, palette, device):
-    """Return the plain loop's network, and a function that trains it for one epoch."""
+    """Return a function that trains the plain loop's network for one epoch and returns it."""
     net = PlainUNet(3, 32, len(palette)).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.001)
     gray, labels = to_gray(images).to(device), Quantizer(images, palette)(images).to(device).long()
-    return net, lambda: plain_epoch(net, optimizer, gray, labels)
+
+    def epoch():
+        plain_epoch(net, optimizer, gray, labels)
+        return net
+
+    return epoch
 
 
 def our_loop(images, palette, device, num_filters=32, batch_size=100):
@@ -95,6 +89,7 @@ def our_loop(images, palette, device, num_filters=32, batch_size=100):
     trainer.model.train()
     trainer.learning_rate.fill_(0.001)
     step = choose_step(trainer)
+    tune_malloc()
 
     def epoch(steps=None):
         order = torch.randint(len(dataset), (steps * batch_size,)) if steps else torch.randperm(len(dataset))
@@ -105,29 +100,33 @@ def our_loop(images, palette, device, num_filters=32, batch_size=100):
     return epoch
 
 
-def restore_glibc_defaults():
-    """Undo tune_malloc(), for the plain loop.
-
-    By itself glibc arrives at the largest block that was freed, here the first
-    convolution's output, as threshold, and at twice that for the heap's free end.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        greatest = 100 * 32 * 32 * 32 * 4 + 4096
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, greatest)
-        libc.mallopt(-1, 2 * greatest)
-        libc.malloc_trim(0)
+def serve(connection, make_loop, *settings):
+    """Make a loop, and at each request run an epoch of it and send its seconds; in a process of its own."""
+    epoch = make_loop(*settings)
+    while connection.recv():
+        start = time.perf_counter()
+        epoch()  # both loops wait for the device
+        connection.send(time.perf_counter() - start)
 
 
 def throughput(images, palette, device, rounds):
-    """Return images per second of both loops at batch 100, alternating: medians, and the ratio's spread."""
-    ours, (_, plain) = our_loop(images, palette, device), plain_loop(images, palette, device)
+    """Return images per second of both loops at batch 100, alternating: medians, and the ratio's spread.
+
+    Each loop has a process of its own, since the one's settings of malloc change the other's speed.
+    """
+    context, connections = multiprocessing.get_context("spawn"), []
+    for make_loop in (our_loop, plain_loop):
+        here, there = context.Pipe()
+        context.Process(target=serve, args=(there, make_loop, images, palette, device), daemon=True).start()
+        connections.append(here)
     times = []
     for _ in range(rounds + 1):
-        tune_malloc()
-        fast = seconds(ours, device)
-        restore_glibc_defaults()
-        times.append((fast, seconds(plain, device)))
+        for connection in connections:
+            connection.send(True)
+            times.append(connection.recv())
+    for connection in connections:
+        connection.send(False)
+    times = list(zip(times[::2], times[1::2]))
     times = times[1:]  # the first was to warm up
     ours, plain = (statistics.median(column) for column in zip(*times))
     ratios = [slow / fast for fast, slow in times]
@@ -173,14 +172,12 @@ def seconds_to_loss(images, test_images, palette_file, device, start_up, flags):
             result = {"ours": reached[0], "ours_epochs": epochs}
             break
     palette = load_palette(palette_file)
-    net, epoch = plain_loop(images, palette, device)
+    epoch = plain_loop(images, palette, device)
     valid = ImageDataset(test_images, palette, device)
-    restore_glibc_defaults()
     took, passes, loss = start_up, 0, math.inf
     while loss > HANDOUT_LOSS and passes < 50:
         start = time.perf_counter()
-        epoch()
-        loss = evaluate(net, valid)["loss"]
+        loss = evaluate(epoch(), valid)["loss"]
         took, passes = took + time.perf_counter() - start, passes + 1
     return result | {"plain": round(took, 1), "plain_epochs": passes, "plain_loss": round(loss, 4)}
 
