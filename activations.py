@@ -8,10 +8,11 @@ python activations.py 3 --model CNN --checkpoint weights/cnn_k3_f32.pkl
 import argparse
 from pathlib import Path
 
-from data import CLASSES, COLORS, ImageDataset, ImageSource, palette_for, to_gray
+from data import COLORS, ImageDataset, ImageSource, palette_for, to_gray
 from models import FILE_STEMS, MODEL, NETWORKS, load_network, stage_outputs
 from pictures.decoding import comparison_rows
 from pictures.plots import save_feature_maps, save_image_grid
+from sources.cifar10 import CLASSES
 from sources.image_files import load_square
 from utils.console import UserError, run
 from utils.distributed import choose_device

@@ -9,14 +9,15 @@ import argparse
 
 import torch.nn.functional as F
 
-from data import CLASSES, ImageSource, to_gray, to_rgb
+from data import ImageSource, to_gray, to_rgb
 from models import load_network, new_network
+from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
 from training.loop import TrainingConfig, seed_everything
 from training.run import run_training, run_validation
 from utils import distributed
 from utils.console import run
-from utils.flags import add_network_flags, add_training_flags
+from utils.flags import add_action_flags, add_network_flags, add_training_flags
 
 MODEL = "RegressionCNN"
 
@@ -24,8 +25,9 @@ MODEL = "RegressionCNN"
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     config = TrainingConfig(epochs=0)  # without -e: do not train
-    add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
+    add_action_flags(parser)
     add_network_flags(parser, "the weights to save, or without -e to use (the shipped ones)")
+    add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
     return parser.parse_args(argv)
 
 

@@ -9,24 +9,27 @@ python colorization.py --colorize photo.jpg     color your own photographs
 import argparse
 from pathlib import Path
 
-from data import CLASSES, COLORS, ImageSource, palette_for
+from data import COLORS, ImageSource, palette_for
 from models import CLASSIFIERS, MODEL, load_network, new_network
 from pictures.colorize import WORKING_SIZE, colorize_files
+from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
 from training.loop import TrainingConfig, seed_everything
 from training.run import run_training, run_validation
 from utils import distributed
 from utils.console import UserError, run
 from utils.files import check_writable
-from utils.flags import add_network_flags, add_training_flags, number
+from utils.flags import add_action_flags, add_network_flags, add_training_flags, number
 
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    config = TrainingConfig()
-    add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
+    text = "color these images, and those in these folders, into --out-dir"
+    add_action_flags(parser).add_argument("--colorize", nargs="+", type=Path, metavar="FILE", help=text)
     weights = "the weights to save, or with --valid and --colorize to use (the shipped ones)"
     add_network_flags(parser, weights, CLASSIFIERS, MODEL, COLORS)
+    config = TrainingConfig()
+    add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
 
     group = parser.add_argument_group("loss")
     group.add_argument("--rebalance", action="store_true", help="weight rare colors up (Zhang et al. 2016)")
@@ -36,10 +39,8 @@ def parse(argv):
     )
     group.add_argument("--picture-weight", type=kind, default=config.picture_weight, metavar="W", help=text)
 
-    group = parser.add_argument_group("prediction")
-    text = "color these images, and those in these folders, into --out-dir"
-    group.add_argument("--colorize", nargs="+", type=Path, metavar="FILE", help=text)
-    kind, text = number(int, 4, 2048, "a number of pixels"), "longer side of what --colorize shows it (%(default)s)"
+    group = parser.add_argument_group("smooth prediction")
+    kind, text = number(int, 4, 2048, "a number of pixels"), "longer side that --colorize predicts at (%(default)s)"
     group.add_argument("--working-size", type=kind, default=WORKING_SIZE, metavar="N", help=text)
     kind, text = number(float, 0.01, 100, "a temperature"), "lower is bolder, higher is calmer (%(default)s)"
     group.add_argument("--temperature", type=kind, default=config.temperature, metavar="T", help=text)

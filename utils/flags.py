@@ -29,8 +29,19 @@ def odd_kernel(text):
     return value
 
 
+def add_action_flags(parser):
+    """Add the flags that say what to do instead of training, or from where; return their group."""
+    group = parser.add_argument_group("action (default: train)")
+    group.add_argument("--valid", action="store_true", help="measure a checkpoint and draw its pictures")
+    group.add_argument("--resume", action="store_true", help="continue the interrupted run of the same command")
+    group.add_argument(
+        "--start-from", type=Path, metavar="FILE", help="train on from the weights and palette of a file"
+    )
+    return group
+
+
 def add_network_flags(parser, checkpoint_help, models=None, model=None, colors=None):
-    """Add the flags that name a network; its model and palette only if there are several. Return their group."""
+    """Add the flags that name a network; its model and palette only if there are several."""
     group = parser.add_argument_group("network (defaults: what the checkpoint says)")
     if models:
         group.add_argument("-m", "--model", choices=models, help=f"({model})")
@@ -40,7 +51,6 @@ def add_network_flags(parser, checkpoint_help, models=None, model=None, colors=N
     group.add_argument("-k", "--kernel", type=odd_kernel, metavar="N", help=f"filter size, odd ({KERNEL})")
     group.add_argument(*names, type=count, metavar="N", help=f"filters of the first stage ({NUM_FILTERS})")
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help=checkpoint_help)
-    return group
 
 
 def add_image_flags(parser, source, classes):
@@ -63,13 +73,6 @@ def add_output_flags(parser):
 
 def add_training_flags(parser, config, source, classes, transforms):
     """Add the flags of training and validation, with the defaults of a TrainingConfig and an ImageSource."""
-    group = parser.add_argument_group("action (default: train)")
-    group.add_argument("--valid", action="store_true", help="measure a checkpoint and draw its pictures")
-    group.add_argument("--resume", action="store_true", help="continue the interrupted run of the same command")
-    group.add_argument(
-        "--start-from", type=Path, metavar="FILE", help="train on from the weights and palette of a file"
-    )
-
     group = add_image_flags(parser, source, classes)
     kind, text = (
         number(int, 0, 10**6, "a number of images"),
@@ -87,7 +90,13 @@ def add_training_flags(parser, config, source, classes, transforms):
             "passes over the images",
         ),
         (("-b", "--batch-size"), number(int, 2, 100_000, "a batch size"), config.batch_size, "N", "images per step"),
-        (("-l", "--learn-rate"), number(float, 1e-8, 10, "a learning rate"), config.learning_rate, "RATE", "its peak"),
+        (
+            ("-l", "--learn-rate"),
+            number(float, 1e-8, 10, "a learning rate"),
+            config.learning_rate,
+            "RATE",
+            "peak learning rate",
+        ),
         (("-s", "--seed"), number(int, 0, 2**32 - 1, "a seed"), config.seed, "N", "seed of everything random"),
     ):
         group.add_argument(*names, type=kind, default=default, metavar=metavar, help=f"{text} (%(default)s)")
