@@ -19,7 +19,7 @@ from training.run import run_training, run_validation
 from utils import distributed
 from utils.console import UserError, run
 from utils.files import check_writable
-from utils.flags import add_action_flags, add_network_flags, add_training_flags, number
+from utils.flags import add_action_flags, add_network_flags, add_number, add_training_flags, number
 
 
 def parse(argv):
@@ -33,17 +33,14 @@ def parse(argv):
 
     group = parser.add_argument_group("loss")
     group.add_argument("--rebalance", action="store_true", help="weight rare colors up (Zhang et al. 2016)")
-    kind, text = (
-        number(float, 0, 1e6, "a weight"),
-        "add W times the squared error of the smooth prediction (%(default)s)",
-    )
-    group.add_argument("--picture-weight", type=kind, default=config.picture_weight, metavar="W", help=text)
+    weight, text = number(float, 0, 1e6, "a weight"), "add W times the squared error of the smooth prediction"
+    add_number(group, "--picture-weight", kind=weight, default=config.picture_weight, text=text, metavar="W")
 
     group = parser.add_argument_group("smooth prediction")
-    kind, text = number(int, 4, 2048, "a number of pixels"), "longer side that --colorize predicts at (%(default)s)"
-    group.add_argument("--working-size", type=kind, default=WORKING_SIZE, metavar="N", help=text)
-    kind, text = number(float, 0.01, 100, "a temperature"), "lower is bolder, higher is calmer (%(default)s)"
-    group.add_argument("--temperature", type=kind, default=config.temperature, metavar="T", help=text)
+    pixels, text = number(int, 4, 2048, "a number of pixels"), "longer side that --colorize predicts at"
+    add_number(group, "--working-size", kind=pixels, default=WORKING_SIZE, text=text)
+    temperature, text = number(float, 0.01, 100, "a temperature"), "lower is bolder, higher is calmer"
+    add_number(group, "--temperature", kind=temperature, default=config.temperature, text=text, metavar="T")
     return parser.parse_args(argv)
 
 

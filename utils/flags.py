@@ -21,6 +21,11 @@ def number(kind, low, high, what):
     return parse
 
 
+def add_number(group, *names, kind, default, text, metavar="N"):
+    """Add a flag for a number, an argparse type `kind`, whose help ends with its default."""
+    group.add_argument(*names, type=kind, default=default, metavar=metavar, help=f"{text} (%(default)s)")
+
+
 def odd_kernel(text):
     """Argparse type of --kernel: an odd number from 1 to 15."""
     value = number(int, 1, 15, "an odd number")(text)
@@ -34,9 +39,8 @@ def add_action_flags(parser):
     group = parser.add_argument_group("action (default: train)")
     group.add_argument("--valid", action="store_true", help="measure a checkpoint and draw its pictures")
     group.add_argument("--resume", action="store_true", help="continue the interrupted run of the same command")
-    group.add_argument(
-        "--start-from", type=Path, metavar="FILE", help="train on from the weights and palette of a file"
-    )
+    text = "train from the weights and palette of this file"
+    group.add_argument("--start-from", type=Path, metavar="FILE", help=text)
     return group
 
 
@@ -74,32 +78,17 @@ def add_output_flags(parser):
 def add_training_flags(parser, config, source, classes, transforms):
     """Add the flags of training and validation, with the defaults of a TrainingConfig and an ImageSource."""
     group = add_image_flags(parser, source, classes)
-    kind, text = (
-        number(int, 0, 10**6, "a number of images"),
-        "validate on N training images of each class (%(default)s)",
-    )
-    group.add_argument("--holdout", type=kind, default=source.holdout, metavar="N", help=text)
+    images, text = number(int, 0, 10**6, "a number of images"), "validate on N training images of each class"
+    add_number(group, "--holdout", kind=images, default=source.holdout, text=text)
 
     group = parser.add_argument_group("training")
-    for names, kind, default, metavar, text in (
-        (
-            ("-e", "--epochs"),
-            number(int, 1, 10_000, "a number of epochs"),
-            config.epochs,
-            "N",
-            "passes over the images",
-        ),
-        (("-b", "--batch-size"), number(int, 2, 100_000, "a batch size"), config.batch_size, "N", "images per step"),
-        (
-            ("-l", "--learn-rate"),
-            number(float, 1e-8, 10, "a learning rate"),
-            config.learning_rate,
-            "RATE",
-            "peak learning rate",
-        ),
-        (("-s", "--seed"), number(int, 0, 2**32 - 1, "a seed"), config.seed, "N", "seed of everything random"),
-    ):
-        group.add_argument(*names, type=kind, default=default, metavar=metavar, help=f"{text} (%(default)s)")
+    epochs, size = number(int, 1, 10_000, "a number of epochs"), number(int, 2, 100_000, "a batch size")
+    rate, seed = number(float, 1e-8, 10, "a learning rate"), number(int, 0, 2**32 - 1, "a seed")
+    add_number(group, "-e", "--epochs", kind=epochs, default=config.epochs, text="passes over the training images")
+    add_number(group, "-b", "--batch-size", kind=size, default=config.batch_size, text="images per step")
+    text = "peak of the learning rate"
+    add_number(group, "-l", "--learn-rate", kind=rate, default=config.learning_rate, text=text, metavar="RATE")
+    add_number(group, "-s", "--seed", kind=seed, default=config.seed, text="seed of everything random")
     text = f"random changes of images; none named: none ({' '.join(config.augment)})"
     group.add_argument("--augment", nargs="*", choices=transforms, default=config.augment, help=text)
     text = "bf16 on GPUs that support it (%(default)s)"
