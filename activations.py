@@ -1,7 +1,7 @@
-"""Draw what every stage of a network makes of one image.
+"""Draw the feature maps of every stage of a network for one image.
 
 python activations.py 3                                             feature maps of test image 3
-python activations.py photo.jpg                                     of the middle of a photograph, at 32x32
+python activations.py photo.jpg                                     feature maps of a photograph's central square
 python activations.py 3 --model CNN --checkpoint weights/cnn_k3_f32.pkl
 """
 
@@ -21,20 +21,20 @@ from utils.flags import add_image_flags, add_network_flags, add_output_flags
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("image", metavar="N|FILE", help="the number of a test image, from 0, or an image file")
-    add_network_flags(parser, "the weights to use (the shipped ones)", NETWORKS, MODEL, COLORS)
+    parser.add_argument("image", metavar="N|FILE", help="index of a test image, counted from 0, or an image file")
+    add_network_flags(parser, "file to load the weights from (the shipped ones)", NETWORKS, MODEL, COLORS)
     add_image_flags(parser, ImageSource(), CLASSES)
     add_output_flags(parser)
     return parser.parse_args(argv)
 
 
 def load_image(name, source):
-    """Return an image, uint8 (1, 3, 32, 32), and its name: a test image by its number, or an image file."""
+    """Return (an image, uint8 (1, 3, 32, 32), its name), given the index of a test image or an image file."""
     if not name.removeprefix("-").isdecimal():
         return load_square(name)[None], Path(name).stem
     images, number = source.validation_images(), int(name)
     if not 0 <= number < len(images):
-        raise UserError(f"there is no test image {number}: they are counted from 0 to {len(images) - 1}")
+        raise UserError(f"there is no test image {number}: indices run from 0 to {len(images) - 1}")
     return images[number, None], name
 
 
@@ -52,7 +52,7 @@ def main(argv):
     save_image_grid(folder / "0_image.png", f"image {name}", rows)
     for number, (stage, (maps,)) in enumerate(outputs.items(), 1):
         size = "{} maps of {}x{}".format(*maps.shape)
-        title = f"{checkpoint.model}, {stage}: {size}, each scaled from its minimum to its maximum, above it"
+        title = f"{checkpoint.model}, {stage}: {size}, each scaled to its own range, which is printed above it"
         save_feature_maps(folder / f"{number}_{stage}.png", title, maps.cpu())
     print(f"{checkpoint}\nsaved {len(outputs) + 1} pictures in {folder}")
 

@@ -1,6 +1,6 @@
 """The baseline: a network that predicts red, green and blue of every pixel by regression.
 
-python color_regression.py                      measure the shipped weights, draw pictures
+python color_regression.py                      evaluate the shipped weights, draw samples
 python color_regression.py -e 80                train it
 python color_regression.py --data sample -e 3   train it on two photographs, offline
 """
@@ -25,14 +25,14 @@ MODEL = "RegressionCNN"
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     config = TrainingConfig(epochs=0)  # without -e: do not train
-    add_action_flags(parser)
-    add_network_flags(parser, "the weights to save, or without -e to use (the shipped ones)")
+    add_action_flags(parser, default="validate; with -e: train")
+    add_network_flags(parser, "file to save the weights to; without -e: to load (the shipped ones)")
     add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
     return parser.parse_args(argv)
 
 
 def gray_copy_error(images):
-    """Return the mean squared error of the trivial answer: the gray input as R, G and B."""
+    """Return the mean squared error of the trivial prediction: the gray input copied to R, G and B."""
     parts = images.split(1000)
     errors = [F.mse_loss(to_gray(part).expand(-1, 3, -1, -1), to_rgb(part)) for part in parts]
     return sum(len(part) * error.item() for part, error in zip(parts, errors)) / len(images)
@@ -52,7 +52,7 @@ def main(argv):
         precision=args.precision,
     )
     if args.valid or not args.epochs:
-        distributed.require_single_process("--valid")
+        distributed.require_single_process("validation")
         net, checkpoint = load_network(args.checkpoint, **network)
         run_validation(net.to(device), checkpoint, source, args.out_dir, config.temperature, args.json)
     else:

@@ -1,8 +1,8 @@
-"""Train, validate and use the networks that choose one of 24 colors for every pixel.
+"""Train, evaluate and use the networks that classify every pixel as one of 24 colors.
 
 python colorization.py --data sample -e 3       a first run, nothing to download
 python colorization.py --model UNet -e 25       train on CIFAR-10's horses
-python colorization.py --model UNet --valid     measure the shipped weights
+python colorization.py --model UNet --valid     evaluate the shipped weights
 python colorization.py --colorize photo.jpg     color your own photographs
 """
 
@@ -24,32 +24,38 @@ from utils.flags import add_action_flags, add_network_flags, add_number, add_tra
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    text = "color these images, and those in these folders, into --out-dir"
+    text = "color these image files, and the images in these folders, into --out-dir"
     add_action_flags(parser).add_argument("--colorize", nargs="+", type=Path, metavar="FILE", help=text)
-    weights = "the weights to save, or with --valid and --colorize to use (the shipped ones)"
+    weights = "file to save the weights to; with --valid or --colorize: to load (the shipped ones)"
     add_network_flags(parser, weights, CLASSIFIERS, MODEL, COLORS)
     config = TrainingConfig()
     add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
 
     group = parser.add_argument_group("loss")
-    group.add_argument("--rebalance", action="store_true", help="weight rare colors up (Zhang et al. 2016)")
-    weight, text = number(float, 0, 1e6, "a weight"), "add W times the squared error of the smooth prediction"
+    group.add_argument("--rebalance", action="store_true", help="give rare colors more weight (Zhang et al. 2016)")
+    weight, text = number(float, 0, 1e6, "a weight"), "add W times the squared error of the smooth prediction's chroma"
     add_number(group, "--picture-weight", kind=weight, default=config.picture_weight, text=text, metavar="W")
 
-    group = parser.add_argument_group("smooth prediction")
-    pixels, text = number(int, 4, 2048, "a number of pixels"), "longer side that --colorize predicts at"
+    group = parser.add_argument_group("smooth prediction (the mean color under sharpened probabilities)")
+    pixels, text = (
+        number(int, 4, 2048, "a number of pixels"),
+        "longer side of the copy that --colorize shows the network",
+    )
     add_number(group, "--working-size", kind=pixels, default=WORKING_SIZE, text=text)
-    temperature, text = number(float, 0.01, 100, "a temperature"), "lower is bolder, higher is calmer"
+    temperature, text = (
+        number(float, 0.01, 100, "a temperature"),
+        "of the softmax: lower gives bolder colors, higher gives paler ones",
+    )
     add_number(group, "--temperature", kind=temperature, default=config.temperature, text=text, metavar="T")
     return parser.parse_args(argv)
 
 
 def load_classifier(path, colors, source, **network):
-    """Return (the network in a file, its Checkpoint); None is the shipped file. Raises UserError."""
+    """Return (the network stored in a file, its Checkpoint); None means the shipped file. Raises UserError."""
     palette = palette_for(colors, source) if colors else None
     net, checkpoint = load_network(path, palette=palette, **network)
     if checkpoint.palette is None:
-        raise UserError(f"{path}: a {checkpoint.model}, which predicts no palette colors; see color_regression.py")
+        raise UserError(f"{path}: a {checkpoint.model} predicts RGB, not palette colors; use color_regression.py")
     return net, checkpoint
 
 

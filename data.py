@@ -1,8 +1,8 @@
-"""Images to learn from, the gray that a network sees of them, and the palette of colors that it predicts.
+"""Images to learn from, their gray, which is the network's input, and the palette of colors it predicts.
 
-Conventions, those of the course: images are uint8 tensors (N, 3, 32, 32), a pixel's
-value is byte / 256, its gray is the mean of R, G and B, and its label is the nearest
-palette color in RGB.
+Conventions, those of the course: images are uint8 tensors (N, 3, 32, 32); pixel values
+are byte / 256; gray is the mean of R, G and B; a pixel's label is its nearest palette
+color in RGB.
 
     python data.py --colors 24      fits a palette to all training pixels
 """
@@ -25,27 +25,27 @@ from utils.console import UserError, run
 from utils.files import PROJECT, atomic_write
 from utils.flags import add_image_flags, number
 
-MAX_SCANNED_IMAGES = 50_000  # of more, only a sample is read before training begins
-COLORS = "24"  # unless other colors are asked for
+MAX_SCANNED_IMAGES = 50_000  # larger data sets are sampled before training, not read whole
+COLORS = "24"  # the default
 
 
 def default_cifar10_folder():
-    """Return the folder that contains CIFAR-10, or that it is downloaded to."""
+    """Return the folder that CIFAR-10 is read from, and downloaded to."""
     return Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10")
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Which images to train on and to validate on, each uint8 (N, 3, 32, 32)."""
+    """The images to train on and to validate on, each uint8 (N, 3, 32, 32)."""
 
     name: str = "cifar10"  # or "sample", a folder of images or of CIFAR-10, or an .npy file
     category: str = "horse"  # of CIFAR-10, or "all"
-    holdout: int = 0  # training images of every class to validate on, in place of the test images
-    folder: Path = field(default_factory=default_cifar10_folder)  # of "cifar10"
+    holdout: int = 0  # training images of each class to validate on, instead of the test images
+    folder: Path = field(default_factory=default_cifar10_folder)  # where "cifar10" is
 
     @property
     def cifar10_folder(self):
-        """The folder of CIFAR-10, None if these are other images."""
+        """The folder of CIFAR-10, or None for another source."""
         if self.name == "cifar10":
             return self.folder
         return Path(self.name) if contains_cifar10(self.name) else None
@@ -61,7 +61,7 @@ class ImageSource:
         return hold_out(images, labels, self.holdout)[1] if self.holdout else images
 
     def load(self, train):
-        """Return the training or test images, and the class of each. Raises UserError."""
+        """Return the training or test images and their classes. Raises UserError."""
         if self.cifar10_folder:
             return load_cifar10(self.cifar10_folder, CLASSES if self.category == "all" else [self.category], train)
         if self.name == "sample":
@@ -71,19 +71,20 @@ class ImageSource:
         elif Path(self.name).is_dir():
             images = folder_images(self.name, train)
         else:
-            raise UserError(f"--data {self.name}: neither cifar10 nor sample, and no folder of images or .npy file")
+            raise UserError(f"--data {self.name}: not cifar10, sample, a folder of images or an .npy file")
         return images, torch.zeros(len(images), dtype=torch.int64)
 
     def __str__(self):
         if self.cifar10_folder:
             return f"CIFAR-10 {self.category}"
-        return "sample photographs" if self.name == "sample" else f"the images of {self.name}"
+        return "sample photographs" if self.name == "sample" else self.name
 
 
 def hold_out(images, labels, count):
-    """Hold out `count` images of every class, the same ones for every seed of training: (the others, those).
+    """Split images into (the rest, those held out), with `count` images of every class held out.
 
-    Of very many images, which may not fit into memory, the last ones. Raises UserError.
+    The choice does not depend on the training seed. From more than MAX_SCANNED_IMAGES, which may
+    not fit into memory, the last `count` are held out. Raises UserError.
     """
     if count >= len(images):
         raise UserError(f"--holdout {count}: there are only {len(images):,} training images")
@@ -93,28 +94,28 @@ def hold_out(images, labels, count):
     for label in labels.unique():
         places = (labels == label).nonzero()[:, 0]
         if count >= len(places):
-            raise UserError(f"--holdout {count}: there are only {len(places):,} training images of a class")
+            raise UserError(f"--holdout {count}: a class has only {len(places):,} training images")
         held[places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:count]]] = True
     return images[~held], images[held]
 
 
 def subsample(images, most=MAX_SCANNED_IMAGES):
-    """Return images, or if they are more than `most`, no more than that, evenly spaced."""
+    """Return at most `most` of the images, evenly spaced."""
     return images[:: math.ceil(len(images) / most)]
 
 
 def to_rgb(images):
-    """Turn uint8 images (N, 3, H, W) into float32 in [0, 1)."""
+    """Convert uint8 images (N, 3, H, W) to float32 in [0, 1)."""
     return images.float() / 256
 
 
 def to_gray(images):
-    """Turn uint8 images (N, 3, H, W) into gray (N, 1, H, W), float32 in [0, 1)."""
+    """Convert uint8 images (N, 3, H, W) to gray (N, 1, H, W), float32 in [0, 1)."""
     return images.float().mean(1, keepdim=True) / 256
 
 
 class ImageDataset:
-    """Images on a device, with what a network should predict for them: palette labels, or without a palette RGB."""
+    """Images, on the device if they fit, and their targets: palette labels, or RGB if there is no palette."""
 
     def __init__(self, images, palette, device):
         fits = device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
@@ -126,29 +127,29 @@ class ImageDataset:
         return len(self.images)
 
     def targets(self, images):
-        """Return labels (N, H, W), uint8, or RGB (N, 3, H, W), float32 in [0, 1), of images like the dataset's."""
+        """Return the targets of such images: labels uint8 (N, H, W), or RGB float32 (N, 3, H, W) in [0, 1)."""
         return to_rgb(images) if self.quantizer is None else self.quantizer(images)
 
 
 def pack_rgb(images):
-    """Return each pixel's color as one number R·65536 + G·256 + B: (N, 3, H, W) -> int32 (N, H, W)."""
+    """Return every pixel's color code R·65536 + G·256 + B: (N, 3, H, W) -> int32 (N, H, W)."""
     red, green, blue = images.int().unbind(1)
     return (red << 16) | (green << 8) | blue
 
 
 def unpack_rgb(codes):
-    """Turn color numbers (M,) back into colors (M, 3), float64, byte / 256."""
+    """Unpack color codes (M,) into colors (M, 3), float64, byte / 256."""
     return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1) / 256
 
 
 def nearest_color(colors, palette):
     """Return each color's nearest palette color and its distance: uint8 (M,), float64 (M,).
 
-    Of equally near palette colors the one with the lower index is chosen. Exact, in float64.
-    scipy.cluster.vq.vq returns the same, but takes 0.2 s to import, a tenth of a short run's start.
+    Ties go to the lower index. Computed exactly, in float64; scipy.cluster.vq.vq returns the same,
+    but takes 0.2 s to import.
     """
     labels, distances = np.zeros(len(colors), np.uint8), np.full(len(colors), np.inf)
-    for start in range(0, len(colors), 1 << 13):  # what fits into the processor's cache
+    for start in range(0, len(colors), 1 << 13):  # chunks that fit into the CPU's cache
         part = slice(start, start + (1 << 13))
         red, green, blue = np.ascontiguousarray(colors[part].T)
         nearest, least = labels[part], distances[part]
@@ -160,7 +161,7 @@ def nearest_color(colors, palette):
 
 
 def distinct_colors(images):
-    """Return the colors that occur, (M, 3) float64, byte / 256, and how often each does, (M,)."""
+    """Return the distinct colors, (M, 3) float64, byte / 256, and how often each occurs, (M,)."""
     counts = torch.zeros(1 << 24, dtype=torch.int32)
     for part in images.split(4096):
         codes = pack_rgb(part).flatten()
@@ -170,11 +171,10 @@ def distinct_colors(images):
 
 
 class Quantizer:
-    """Finds the nearest palette color of every pixel, by way of a table of all 2^24 colors.
+    """Maps every pixel to its nearest palette color, by a lookup table of all 2^24 colors.
 
-    Only the colors that occur in `images`, uint8 (N, 3, H, W), are looked up, each once;
-    of very many images, whose reading would take longer, all colors are. The table
-    follows the images to their device.
+    Only the colors that occur in `images`, uint8 (N, 3, H, W), are filled in; for more than
+    MAX_SCANNED_IMAGES, whose scan would take longer, all are. The table moves to the images' device.
     """
 
     def __init__(self, images, palette):
@@ -197,7 +197,7 @@ class Quantizer:
 def fit_palette(images, num_colors, seed=0):
     """Fit a palette to all pixels of uint8 images by k-means: ((K, 3) float64, mean distance).
 
-    Colors are sorted from dark to light, by R + G + B. Raises UserError if the images have fewer colors.
+    Colors are sorted from dark to light, by R + G + B. Raises UserError if the images have too few colors.
     """
     from sklearn.cluster import KMeans  # slow to import, and seldom needed
     from threadpoolctl import threadpool_limits
@@ -205,7 +205,7 @@ def fit_palette(images, num_colors, seed=0):
     colors, counts = distinct_colors(images)
     if len(colors) < num_colors:
         raise UserError(f"--colors {num_colors}: the images have only {len(colors)} different colors; ask for fewer")
-    with threadpool_limits(1, "openmp"):  # threads add up in any order, and rounding would differ
+    with threadpool_limits(1, "openmp"):  # threads sum in varying order, so rounding would differ
         kmeans = KMeans(num_colors, random_state=seed, n_init=1, max_iter=300, tol=1e-5)
         palette = kmeans.fit(colors, sample_weight=counts).cluster_centers_
     palette = palette[np.argsort(palette.sum(1), kind="stable")]
@@ -215,8 +215,8 @@ def fit_palette(images, num_colors, seed=0):
 def load_palette(path):
     """Read a palette file: (K, 3) float64, byte / 256.
 
-    Takes a plain .npy array and the handout's, an object array pickled by Python 2
-    that holds [palette, distortion]. Raises UserError for anything else.
+    Accepts a plain .npy array and the handout's format, an object array pickled by Python 2:
+    [palette, distortion]. Raises UserError for anything else.
     """
     try:
         content = Path(path).read_bytes()
@@ -231,18 +231,18 @@ def load_palette(path):
     except OSError as error:
         hint = "fit one with: python data.py --colors 24"
         raise UserError(f"{path}: cannot read the palette ({error.strerror}); {hint}") from error
-    except Exception as error:  # a broken file raises anything, MemoryError too
+    except Exception as error:  # a broken file may raise anything, even MemoryError
         raise UserError(f"{path}: not a palette ({error}); fit one with: python data.py --colors 24") from error
 
 
 def palette_path(num_colors, category):
-    """Return where the palette of so many colors for a class of CIFAR-10 is kept."""
+    """Return the path of the palette with `num_colors` colors for a class of CIFAR-10."""
     suffix = "all" if category == "all" else f"cat{CLASSES.index(category)}"
     return PROJECT / "color" / f"color_kmeans{num_colors}_{suffix}.npy"
 
 
 def palette_for(colors, source, seed=0):
-    """Return a palette (K, 3): that of a file, or of so many colors, both given as a string.
+    """Return the palette (K, 3) that a string names: a number of colors or a palette file.
 
     A number means the shipped palette of the source's category; if there is none,
     one is fitted to the training images. Raises UserError.
@@ -250,7 +250,7 @@ def palette_for(colors, source, seed=0):
     if not colors.isdecimal():
         return load_palette(colors)
     if not 2 <= int(colors) <= 256:
-        raise UserError(f"--colors {colors}: 2 to 256 colors are possible")
+        raise UserError(f"--colors {colors}: 2 to 256 colors are supported")
     shipped = palette_path(int(colors), source.category)
     if source.cifar10_folder and shipped.exists():
         return load_palette(shipped)
@@ -261,20 +261,22 @@ def palette_for(colors, source, seed=0):
 def main(argv):
     parser = argparse.ArgumentParser(description="Fit a palette to all training pixels by k-means.")
     colors = number(int, 2, 256, "a number of colors")
-    parser.add_argument("-c", "--colors", type=colors, default=int(COLORS), metavar="K", help="(%(default)s)")
+    parser.add_argument(
+        "-c", "--colors", type=colors, default=int(COLORS), metavar="K", help="number of colors (%(default)s)"
+    )
     parser.add_argument("-s", "--seed", type=int, default=0, metavar="N", help="seed of k-means (%(default)s)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the file to write (color/color_kmeans*.npy)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (color/color_kmeans*.npy)")
     add_image_flags(parser, ImageSource(), CLASSES)
     args = parser.parse_args(argv)
 
     source = ImageSource(args.data, args.category)
     if not source.cifar10_folder and not args.output:
-        raise UserError(f"--data {args.data} needs --output FILE: the palettes in color/ are those of CIFAR-10")
+        raise UserError(f"--data {args.data} needs --output FILE: color/ contains only palettes of CIFAR-10")
     output = args.output or palette_path(args.colors, args.category)
     palette, distance = fit_palette(subsample(source.training_images()), args.colors, args.seed)
     with atomic_write(output) as file:
         np.save(file, palette, allow_pickle=False)
-    print(f"mean distance of a pixel to its color: {distance:.5f} (RGB, byte / 256)")
+    print(f"mean distance from a pixel to its palette color: {distance:.5f} (RGB in [0, 1))")
     print(f"saved {output}")
 
 

@@ -1,9 +1,9 @@
 """The networks of the exercise: small encoder-decoders from a gray image to colors.
 
 All of them take gray images (N, 1, H, W) in [0, 1), with H and W multiples of 4,
-and keep that size.
+and return maps of the same size.
 
-    python models.py UNet       prints a table of its stages, and draws them
+    python models.py UNet       prints a table of its stages and a sketch
 """
 
 import argparse
@@ -20,10 +20,10 @@ from utils.files import PROJECT
 
 
 class MyConv2d(nn.Module):
-    """A 2-D convolution with parameters of its own: (N, in, H, W) -> (N, out, H', W').
+    """A 2-D convolution written without nn.Conv2d: (N, in, H, W) -> (N, out, H', W').
 
-    `padding` counts zero pixels on every side; None keeps the size ("same", odd
-    kernels). Weight and bias start uniform within 1/sqrt(fan_in) of zero.
+    `padding` is the number of zero pixels on every side; None keeps the size ("same"; odd
+    kernels only). Weights and biases are initialized uniformly in ±1/sqrt(fan_in).
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, padding=None):
@@ -39,18 +39,18 @@ class MyConv2d(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def effective_size(self):
-        """Return how many pixels the filter covers along one side."""
+        """Return the filter's width in pixels, dilation included."""
         return self.kernel_size
 
     def filters(self):
-        """Return the filters as they are laid over the image: (out, in, effective size, effective size)."""
+        """Return the filters as applied to the image: (out, in, effective size, effective size)."""
         return self.weight
 
     def forward(self, x, extra=None):
-        """Convolve x, or x and `extra` as if `extra` followed x's channels.
+        """Convolve x, or x and `extra` concatenated along the channels.
 
-        This is the convolution of torch.cat([x, extra], 1), as the sum of two, which makes a
-        UNet's training step 7 % faster: processors are slow at 25 channels, fast at 24 and 1.
+        The result is that of torch.cat([x, extra], 1), computed as a sum of two convolutions. This
+        makes a UNet's training step 7 % faster: CPUs are slow with 25 channels, fast with 24 and 1.
         """
         filters = self.filters()
         if extra is None:
@@ -63,10 +63,10 @@ class MyConv2d(nn.Module):
 
 
 class MyDilatedConv2d(MyConv2d):
-    """A convolution whose taps stand `dilation` empty pixels apart.
+    """A dilated convolution, which skips `dilation` pixels between neighboring taps.
 
-    A 3x3 filter with dilation 1 covers 5x5 pixels, with dilation 3 it covers 9x9:
-    PyTorch calls these dilation 2 and 4 (Yu and Koltun 2016, section 2, too).
+    A 3x3 filter with dilation 1 covers 5x5 pixels, with dilation 3 it covers 9x9. PyTorch
+    calls these dilation 2 and 4, as do Yu and Koltun (2016, section 2).
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, padding=None, dilation=1):
@@ -99,8 +99,8 @@ def conv_block(conv):
 def up_block(conv):
     """A stage that doubles the size: convolution, batch norm, ReLU, nearest upsampling.
 
-    The handout upsamples before batch norm, which gives the same output for four times
-    the work: repeating each pixel four times changes neither a batch's mean nor its variance.
+    The handout upsamples before batch norm. The output is the same, for four times the work:
+    repeating every pixel four times changes neither the mean nor the variance of a batch.
     """
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(), nn.Upsample(scale_factor=2))
 
@@ -113,7 +113,7 @@ def check_size(x):
 
 
 class CNN(nn.Module):
-    """Encoder and decoder in one line: gray (N, 1, H, W) -> logits (N, num_colors, H, W)."""
+    """A plain encoder-decoder: gray (N, 1, H, W) -> logits (N, num_colors, H, W)."""
 
     conv = MyConv2d
 
@@ -149,7 +149,7 @@ class RegressionCNN(CNN):
 class UNet(nn.Module):
     """CNN with skip connections (Ronneberger et al. 2015): logits (N, num_colors, H, W).
 
-    Each stage of the decoder also sees what the encoder had at its size.
+    Each decoder stage also receives the encoder's feature maps of the same size.
     """
 
     def __init__(self, kernel, num_filters, num_colors):
@@ -175,25 +175,25 @@ class UNet(nn.Module):
 
 
 class DilatedUNet(UNet):
-    """UNet whose middle convolution is dilated: it sees 5x5 with the weights of 3x3."""
+    """UNet with a dilated bottleneck convolution: it covers 5x5 pixels with the weights of a 3x3 filter."""
 
     bottleneck = MyDilatedConv2d
 
 
 NETWORKS = {"RegressionCNN": RegressionCNN, "CNN": CNN, "UNet": UNet, "DUNet": DilatedUNet}
 CLASSIFIERS = ("CNN", "UNet", "DUNet")  # those that take a palette
-MODEL = "UNet"  # unless another network is asked for
+MODEL = "UNet"  # the default
 FILE_STEMS = {"RegressionCNN": "regression_cnn", "CNN": "cnn", "UNet": "unet", "DUNet": "dunet"}
 
 
 def create_model(model, kernel, num_filters, num_colors):
-    """Return a new network, a key of NETWORKS; RegressionCNN does not use `num_colors`."""
+    """Return a new network, `model` being a key of NETWORKS; RegressionCNN ignores `num_colors`."""
     settings = (kernel, num_filters, num_colors) if model in CLASSIFIERS else (kernel, num_filters)
-    return NETWORKS[model](*settings).to(memory_format=torch.channels_last)  # same numbers, and faster convolutions
+    return NETWORKS[model](*settings).to(memory_format=torch.channels_last)  # same results, faster convolutions
 
 
 def new_network(palette, model=None, kernel=None, num_filters=None):
-    """Return (a new network, its Checkpoint); None means the default, and no palette means RGB."""
+    """Return (a new network, its Checkpoint). None selects a default; without a palette it predicts RGB."""
     model, kernel, num_filters = model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS
     net = create_model(model, kernel, num_filters, None if palette is None else len(palette))
     return net, Checkpoint(model, kernel, num_filters, palette, net.state_dict())
@@ -202,13 +202,13 @@ def new_network(palette, model=None, kernel=None, num_filters=None):
 def load_network(path, model=None, kernel=None, num_filters=None, palette=None):
     """Return (a network with the weights of a file, its Checkpoint).
 
-    A path of None means the weights that are shipped for this network; the arguments are those
-    of load_checkpoint(). Raises UserError if the file cannot be used.
+    A path of None means the shipped weights of this network; the other arguments are those of
+    load_checkpoint(). Raises UserError if the file cannot be used.
     """
     path = path or pretrained_path(model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS)
     checkpoint = load_checkpoint(path, model, kernel, num_filters, palette)
     if checkpoint.model not in NETWORKS:
-        raise UserError(f"{path}: of an unknown network, {checkpoint.model}; use one of {', '.join(NETWORKS)}")
+        raise UserError(f"{path}: unknown network {checkpoint.model}; the known ones are {', '.join(NETWORKS)}")
     if (checkpoint.palette is not None) != (checkpoint.model in CLASSIFIERS):
         needs = "needs a palette; name it with" if checkpoint.palette is None else "takes no palette; leave out"
         raise UserError(f"{path}: a {checkpoint.model} {needs} --colors")
@@ -216,32 +216,32 @@ def load_network(path, model=None, kernel=None, num_filters=None, palette=None):
     net = create_model(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors)
     try:
         load_weights(net, checkpoint.state_dict)
-    except Exception as error:  # a hostile file's entries may be anything
+    except Exception as error:  # a hostile file's entries may be of any type
         why = re.sub(r"Error\(s\) in .*?:", "", " ".join(str(error).split()))
         raise UserError(f"{path}: not weights of {checkpoint.architecture} ({why:.200}); name another file") from error
     return net, checkpoint
 
 
 def load_weights(net, state_dict):
-    """Load a state dict, ours or the handout's, into a network. Raises any exception if it does not fit.
+    """Load a state dict, ours or the handout's, into a network. Raises some exception if it does not fit.
 
-    In the handout's decoder batch norm has number 2 of its stage, since upsampling comes before it.
+    The handout's decoder upsamples before batch norm, so batch norm is layer 2 of its stages, not layer 1.
     """
     state_dict = {re.sub(r"^(upconv\d)\.2\.", r"\1.1.", name): value for name, value in state_dict.items()}
     for name, value in state_dict.items():
         if not value.isfinite().all():
-            raise ValueError(f"{name} is not finite: the training that made it failed")
+            raise ValueError(f"{name} is not finite: its training diverged")
     counters = {name: value for name, value in net.state_dict().items() if name.endswith("num_batches_tracked")}
     net.load_state_dict(counters | state_dict)  # the handout's files are older than these counters
 
 
 def file_name(model, kernel, num_filters):
-    """Return the customary name of such a network's checkpoint."""
+    """Return the default file name of such a network's checkpoint."""
     return f"{FILE_STEMS[model]}_k{kernel}_f{num_filters}.pkl"
 
 
 def pretrained_path(model, kernel, num_filters):
-    """Return where the trained weights of such a network are. Raises UserError if there are none."""
+    """Return the path of the shipped weights of such a network. Raises UserError if there are none."""
     path = PROJECT / "weights" / file_name(model, kernel, num_filters)
     if not path.exists():
         raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file with --checkpoint")
@@ -265,7 +265,7 @@ def predict(net, gray):
 
 
 def stage_outputs(net, gray):
-    """Return what every stage of a network outputs for gray images: name -> (N, C, H', W'), in order."""
+    """Return the output of every stage of a network for gray images: name -> (N, C, H', W'), in order."""
     outputs = {}
 
     def keep(name):
@@ -279,7 +279,7 @@ def stage_outputs(net, gray):
 
 
 def print_stages(net, size=32):
-    """Print a table of a network's stages for an image of size x size; draw each as long as its output is wide."""
+    """Print a table of a network's stages for a size x size image, and a bar as long as each output is wide."""
     outputs, rows = stage_outputs(net, torch.zeros(1, 1, size, size)), []
     for name, stage in net.named_children():
         layers = list(stage) if isinstance(stage, nn.Sequential) else [stage]
@@ -296,7 +296,7 @@ def print_stages(net, size=32):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description="Print a table of a network's stages, and draw them.")
+    parser = argparse.ArgumentParser(description="Print a table of a network's stages and a sketch of their sizes.")
     parser.add_argument("model", choices=NETWORKS)
     print_stages(create_model(parser.parse_args(argv).model, KERNEL, NUM_FILTERS, num_colors=24))
 

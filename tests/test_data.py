@@ -69,9 +69,9 @@ def test_an_array_file_is_trained_on_from_the_disk(tmp_path, monkeypatch, capsys
         mapped[0] = 0  # stays in memory
     assert np.array_equal(np.load("mine.npy"), images)
     colorization.main(["--data", "mine.npy", "-c", "4", "-e", "1", "-f", "2", "-b", "8"])
-    assert "36 training and 4 validation images of the images of mine.npy" in capsys.readouterr().out
+    assert "36 training and 4 validation images of mine.npy" in capsys.readouterr().out
     colorization.main(["--data", "mine.npy", "--valid", "--checkpoint", "outputs/unet_k3_f2.pkl"])
-    assert "4 images of the images of mine.npy" in capsys.readouterr().out
+    assert "4 images of mine.npy" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_an_array_file_is_trained_on_from_the_disk(tmp_path, monkeypatch, capsys
         (np.zeros((30, 3, 32, 32)), "float64 of shape (30, 3, 32, 32)"),
         (np.zeros((30, 32, 32, 3), np.uint8), "uint8 of shape (30, 32, 32, 3)"),
         (np.zeros((19, 3, 32, 32), np.uint8), "has 19 images"),
-        (np.zeros(3, object), "not an array of numpy's"),
+        (np.zeros(3, object), "not a NumPy array"),
         (None, "cannot read it"),
         ("cut", "truncated"),
     ],
@@ -139,7 +139,7 @@ BROKEN = {
 def test_broken_batches_are_named(cifar, damage):
     path = cifar / cifar10.FOLDER / "data_batch_3"
     BROKEN[damage](path)
-    with pytest.raises(UserError, match=r"data_batch_3.*remove"):
+    with pytest.raises(UserError, match=r"data_batch_3.*delete"):
         cifar10.load_cifar10(cifar, ["horse"], train=True)
 
 

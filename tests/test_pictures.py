@@ -237,7 +237,9 @@ def test_a_folders_pictures_are_split_the_same_way_every_time(folder):
 
 
 def test_folders_that_will_not_do(tmp_path, fails):
-    assert "no folder of images" in fails(colorization.main, "--data", tmp_path / "none", "--colors", "4")
+    assert "a folder of images or an .npy file" in fails(
+        colorization.main, "--data", tmp_path / "none", "--colors", "4"
+    )
     assert "too few images" in fails(colorization.main, "--data", tmp_path, "--colors", "4")
 
 
@@ -247,8 +249,8 @@ def test_validation_writes_every_images_figures(cifar, small_palette, capsys):
     printed = capsys.readouterr().out
     figures = json.loads(Path("figures.json").read_text())
     names = {"psnr", "colorfulness", "ssim", "ciede2000", "auc", "balanced_auc"}
-    rows = {"gray input", "mean training color", "prediction in palette colors", "smooth prediction"}
-    rows |= {"truth in palette colors", "truth in palette colors, smooth", "truth"}
+    rows = {"gray input", "mean training color, over the gray", "prediction in palette colors", "smooth prediction"}
+    rows |= {"truth in palette colors", "truth in palette colors, over the gray", "truth"}
     assert figures["pictures"].keys() == rows and figures["loss"] > 0
     for label, row in figures["pictures"].items():
         assert label in printed and row.keys() == names

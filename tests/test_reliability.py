@@ -96,7 +96,7 @@ def test_what_cannot_be_resumed_says_why(cifar, small_palette, fails, tmp_path):
     command = [*SMALL, "-e", "1", "-c", small_palette]
     assert "unet_k3_f2.state: cannot read the training state" in fails(colorization.main, *command, "--resume")
     colorization.main([str(word) for word in command])
-    assert "this run is finished, all 1 epochs" in fails(colorization.main, *command, "--resume")
+    assert "all 1 epochs of this run are done" in fails(colorization.main, *command, "--resume")
     command[command.index("-e") + 1] = "3"
     assert "other settings: epochs was 1, not 3" in fails(colorization.main, *command, "--resume")
     command[command.index("-e") + 1] = "1"
@@ -178,7 +178,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, small_palette):
     assert process.returncode == 130
     lines = error.strip().splitlines()
     assert len(lines) == 1
-    assert "of 500 is saved, and the same command with --resume goes on" in lines[0]
+    assert "of 500 is saved; to continue, repeat the command with --resume" in lines[0]
     assert checkpoint.load_checkpoint(tmp_path / "out" / "unet_k3_f1.pkl").epoch >= 1
 
 

@@ -123,7 +123,7 @@ def test_regression(cifar, capsys):
     assert is_picture("outputs/r_images.png")
     color_regression.main(["--checkpoint", "r.pkl"])
     validated = capsys.readouterr().out
-    line = re.search(r"images of CIFAR-10 horse: (mean squared error (\d.\d+))", validated)
+    line = re.search(r"images of CIFAR-10 horse: (validation mean squared error (\d.\d+))", validated)
     assert line[1] in trained
     assert float(line[2]) == pytest.approx(float(rows_of("outputs/r.csv")[-1]["valid_loss"]), abs=1e-6)
     copied = re.search(r"copying the gray input to R, G and B: (\d.\d+)", validated)
@@ -167,7 +167,7 @@ def test_feature_maps_are_the_stages_outputs():
 
 def test_fitting_a_palette(cifar, capsys):
     data.main(["--colors", "6", "--output", "p.npy"])
-    assert re.search(r"color: 0\.\d{5} ", capsys.readouterr().out)
+    assert re.search(r"palette color: 0\.\d{5} ", capsys.readouterr().out)
     first = Path("p.npy").read_bytes()
     assert data.load_palette("p.npy").shape == (6, 3)
     data.main(["--colors", "6", "--output", "p.npy"])
@@ -269,7 +269,7 @@ def test_a_gpu_that_is_not_there(cifar, fails):
 
 @pytest.mark.parametrize("number", ["-1", "4", "1000000"])
 def test_no_such_image(trained, fails, number):
-    assert f"no test image {number}: they are counted from 0 to 3" in fails(
+    assert f"no test image {number}: indices run from 0 to 3" in fails(
         activations.main, number, "--checkpoint", trained
     )
 
@@ -338,7 +338,7 @@ def test_checkpoints_of_the_first_version_load(tmp_path, monkeypatch):
 
 def test_a_regression_is_no_classifier_and_the_other_way_round(trained, fails):
     color_regression.main([*SMALL, "-e", "1", "--checkpoint", "r.pkl"])
-    assert "r.pkl: a RegressionCNN, which predicts no palette colors" in fails(
+    assert "r.pkl: a RegressionCNN predicts RGB, not palette colors" in fails(
         colorization.main, "--valid", "--checkpoint", "r.pkl"
     )
     assert "its model is UNet, not RegressionCNN" in fails(color_regression.main, "--checkpoint", trained)

@@ -52,7 +52,7 @@ class GraphOnCPU:
         self.graphed = graphed
 
     def replay(self):
-        self.graphed.metrics = self.graphed.trainer.step(self.graphed.images)
+        self.graphed.static_metrics = self.graphed.trainer.step(self.graphed.static_images)
 
 
 @pytest.fixture
@@ -60,9 +60,9 @@ def graphed_on_cpu(monkeypatch):
     """Have training on the CPU go through GraphedStep; returns the sizes of the recorded batches."""
     recorded = []
 
-    def record(self, images):
+    def capture(self, images):
         recorded.append(len(images))
-        self.images, self.graph = images.clone(), GraphOnCPU(self)
+        self.static_images, self.graph = images.clone(), GraphOnCPU(self)
         return True
 
     class Graphed(GraphedStep):
@@ -70,7 +70,7 @@ def graphed_on_cpu(monkeypatch):
             super().__init__(trainer)
             self.warmup_step = trainer.step
 
-    monkeypatch.setattr(GraphedStep, "record", record)
+    monkeypatch.setattr(GraphedStep, "capture", capture)
     monkeypatch.setattr(loop, "choose_step", Graphed)
     return recorded
 
@@ -111,7 +111,7 @@ def test_a_recording_that_fails_says_so_and_training_runs_on(graphed_on_cpu, mon
     monkeypatch.setattr(trainer.optimizer, "step", lambda rate: None)  # a recorded step does not run
     assert step(trainer.dataset.images).isfinite().all()
     assert capsys.readouterr().out == (
-        "recording a CUDA graph failed (operation not permitted); training runs without\n"
+        "CUDA graph capture failed (operation not permitted); training continues without it\n"
     )
     assert all(p.grad is None for p in trainer.model.parameters())
     step(trainer.dataset.images)

@@ -296,7 +296,7 @@ def test_images_of_every_class_are_held_out_the_same_ones_for_every_seed():
     others, held = hold_out(images, labels, 3)
     assert torch.equal(held[held % 2 == 0], hold_out(images[::2], torch.zeros(10), 3)[1].flatten())
     assert sorted(torch.cat([others, held]).flatten().tolist()) == list(range(20))
-    with pytest.raises(UserError, match="only 10 training images of a class"):
+    with pytest.raises(UserError, match="a class has only 10"):
         hold_out(images, labels, 10)
 
 

@@ -1,4 +1,4 @@
-"""Random changes of training images."""
+"""Data augmentation: random transforms of training images."""
 
 import torch
 
@@ -6,16 +6,16 @@ AUGMENTATIONS = ("mirror", "upside-down", "shift-x", "shift-y")
 
 
 def augment(images, transforms):
-    """Change each of the images (N, 3, H, W) at random, by the named transforms of AUGMENTATIONS.
+    """Apply the named transforms of AUGMENTATIONS to each of the images (N, 3, H, W) at random.
 
-    "mirror" and "upside-down" flip half of the images; "shift-x" and "shift-y" move each by
-    -1, 0 or 1 pixel, reflected at the border.
+    "mirror" and "upside-down" flip an image with probability 1/2; "shift-x" and "shift-y" shift it
+    by -1, 0 or 1 pixel, with reflection padding.
     """
     count, _, height, width = images.shape
     device = images.device
 
     def source_indices(size, shift, flip):
-        """Return the row or column that each pixel comes from, (N, size)."""
+        """Return the source row or column of each pixel, (N, size)."""
         offset = torch.randint(-1, 2, (count, 1), device=device) if shift in transforms else 0
         indices = (torch.arange(size, device=device) + offset).abs().expand(count, size)
         indices = torch.where(indices < size, indices, 2 * (size - 1) - indices)

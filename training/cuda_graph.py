@@ -1,17 +1,17 @@
-"""Training steps on CUDA without Python: one step is recorded in a CUDA graph, which then repeats it."""
+"""Training steps as a CUDA graph: one step is captured and replayed, without Python's overhead."""
 
 import torch
 
 
 class GraphedStep:
-    """Trainer.step() with the same results, recorded in a CUDA graph.
+    """Trainer.step() captured in a CUDA graph, with the same results.
 
-    Networks this small keep a GPU waiting for Python. A few steps run as usual to warm
-    up, one is recorded, and the graph replays it for every further batch of that size.
-    If the recording fails, a line says so and all steps run as usual.
+    For networks this small, Python's overhead leaves a GPU idle. After a few warm-up steps one step
+    is captured, and the graph replays it for every further batch of that size. If the capture
+    fails, a line says so and all steps run as usual.
     """
 
-    WARMUP_STEPS = 3  # before recording, in which libraries choose algorithms and allocate memory
+    WARMUP_STEPS = 3  # before the capture; libraries choose algorithms and allocate memory in them
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -23,19 +23,19 @@ class GraphedStep:
         """Take a step with a batch of images (N, 3, H, W), uint8; return its metrics. The scale must be 1."""
         self.calls += 1
         if self.calls == 1:
-            self.batch_size = len(images)  # of all batches but an epoch's last
+            self.batch_size = len(images)  # every batch has this size except an epoch's last
         if self.failed or len(images) != self.batch_size:
             return self.trainer.step(images)
         if self.calls <= self.WARMUP_STEPS:
             return self.warmup_step(images)
-        if self.graph is None and not self.record(images):
+        if self.graph is None and not self.capture(images):
             return self.trainer.step(images)
-        self.images.copy_(images)
+        self.static_images.copy_(images)
         self.graph.replay()
-        return self.metrics.clone()
+        return self.static_metrics.clone()
 
     def warmup_step(self, images):
-        """Take a step on a stream of its own, as recording requires."""
+        """Take a step on a side stream, as capturing requires."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -43,16 +43,16 @@ class GraphedStep:
         torch.cuda.current_stream().wait_stream(stream)
         return metrics
 
-    def record(self, images):
-        """Record a step without running it; return whether that succeeded."""
-        self.images, graph = images.clone(), torch.cuda.CUDAGraph()
+    def capture(self, images):
+        """Capture a step without running it; return whether that succeeded."""
+        self.static_images, graph = images.clone(), torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                self.metrics = self.trainer.step(self.images)
+                self.static_metrics = self.trainer.step(self.static_images)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            print(f"recording a CUDA graph failed ({reason:.150}); training runs without", flush=True)
-            self.trainer.optimizer.zero_grad()  # of the step that was not run
+            print(f"CUDA graph capture failed ({reason:.150}); training continues without it", flush=True)
+            self.trainer.optimizer.zero_grad()  # those of the captured step
             self.failed = True
             return False
         self.graph = graph

@@ -1,4 +1,4 @@
-"""Measuring a network: exact for any batch size, in evaluation mode, without gradients."""
+"""Evaluation: exact for any batch size, in evaluation mode, without gradients."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ METRICS = ("loss", "accuracy")  # a regression has no accuracy
 def cross_entropy(logits, labels, class_weights=None):
     """Return the mean cross-entropy in nats per pixel of logits (N, K, H, W) and labels (N, H, W).
 
-    Where class weights (K,) are given the mean is weighted by them.
+    With class weights (K,), this is the weighted mean.
     """
     logits = logits.permute(0, 2, 3, 1).flatten(0, 2)  # (N·H·W, K), without a copy for channels-last
     return F.cross_entropy(logits, labels.flatten().long(), class_weights)
@@ -26,7 +26,7 @@ def accuracy(logits, labels):
 
 
 def batch_metrics(outputs, targets):
-    """Return a batch's metrics, (loss, accuracy) of palette labels or the mean squared error of RGB, (2,) or (1,)."""
+    """Return a batch's metrics as one tensor: (loss, accuracy) for labels, (mean squared error,) for RGB."""
     if targets.is_floating_point():
         return F.mse_loss(outputs, targets)[None]
     return torch.stack([cross_entropy(outputs, targets), accuracy(outputs, targets)])
@@ -35,7 +35,9 @@ def batch_metrics(outputs, targets):
 def predictions(net, dataset, batch_size=None, start=0, step=1):
     """Yield (images, targets, outputs) of every batch of a dataset, or of every `step`-th image from `start`."""
     device = device_of(net)
-    batch_size = batch_size or (1000 if device.type == "cuda" else 100)  # what fills a GPU, or fits a CPU's cache
+    batch_size = batch_size or (
+        1000 if device.type == "cuda" else 100
+    )  # enough to fill a GPU, or what fits into a CPU's cache
     chosen = dataset.images[start::step]
     for images in chosen.split(batch_size) if len(chosen) else ():
         images = images.to(device)
@@ -45,7 +47,7 @@ def predictions(net, dataset, batch_size=None, start=0, step=1):
 def evaluate(net, dataset, batch_size=None):
     """Return the metrics of a network over a whole dataset, {"loss": …, "accuracy": …}.
 
-    Several processes share the images.
+    With several processes, each evaluates its part of the images.
     """
     names = METRICS[: 1 if dataset.palette is None else 2]
     sums = torch.zeros(len(names), dtype=torch.float64, device=device_of(net))
@@ -56,7 +58,7 @@ def evaluate(net, dataset, batch_size=None):
 
 
 def format_metrics(metrics):
-    """Return metrics in words."""
+    """Return metrics as a line of text."""
     if "accuracy" in metrics:
         return f"validation loss {metrics['loss']:.5f}, accuracy {metrics['accuracy']:.2%}"
-    return f"mean squared error {metrics['loss']:.6f} (RGB in [0, 1))"
+    return f"validation mean squared error {metrics['loss']:.6f} (RGB in [0, 1))"

@@ -27,7 +27,7 @@ from utils.console import UserError
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train; each default is written here and nowhere else."""
+    """Training settings; their defaults are written only here."""
 
     epochs: int = 25
     batch_size: int = 25
@@ -35,16 +35,16 @@ class TrainingConfig:
     augment: tuple = ("mirror", "shift-x", "shift-y")
     seed: int = 0
     precision: str = "auto"
-    rebalance: bool = False  # weight rare colors up in the loss
-    picture_weight: float = 0  # of the squared error of the decoded colors in the loss
-    temperature: float = TEMPERATURE  # at which they are decoded
+    rebalance: bool = False  # give rare colors more weight in the loss
+    picture_weight: float = 0  # weight of the decoded colors' squared error in the loss
+    temperature: float = TEMPERATURE  # of the softmax that decodes them
 
 
 class Trainer:
-    """A network in training: `model` takes the optimizer's steps, `averaged_model` is their average.
+    """A network in training: the optimizer updates `model`; `averaged_model` is the average of its weights over steps.
 
-    Several processes average their gradients. On CUDA their batch norm then computes
-    the statistics of the whole batch, on the CPU each those of its own part.
+    Several processes average their gradients. Batch norm then uses the statistics of the whole batch
+    on CUDA, and those of each process's part on the CPU.
     """
 
     def __init__(
@@ -62,12 +62,15 @@ class Trainer:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.forward = nn.parallel.DistributedDataParallel(self.model) if several else self.model
         self.optimizer = Adam(self.model.parameters())
-        self.learning_rate = torch.zeros((), device=self.device)  # a tensor, so that a CUDA graph reads it anew
+        self.learning_rate = torch.zeros(
+            (), device=self.device
+        )  # a tensor, so that a CUDA graph reads its current value
 
     def step(self, images, scale=1):
-        """Learn from a batch of uint8 images (N, 3, H, W); return its metrics, a tensor: (loss, accuracy) or (loss,).
+        """Take an optimizer step on uint8 images (N, 3, H, W); return the metrics, (loss, accuracy) or (loss,).
 
-        `scale` multiplies the loss, if this is a part of a batch. Nothing here waits for the device.
+        `scale` multiplies the loss, for a process that has only a part of a batch. Nothing here
+        synchronizes with the device.
         """
         images = augment(images, self.transforms)
         targets = self.dataset.targets(images)
@@ -92,7 +95,7 @@ class Trainer:
         return loss
 
     def state_dict(self):
-        """Return all that training changes, as plain containers of tensors."""
+        """Return everything that training changes, as plain containers of tensors."""
         return {name: getattr(self, name).state_dict() for name in ("averaged_model", "model", "optimizer")}
 
     def load_state_dict(self, state_dict):
@@ -102,10 +105,10 @@ class Trainer:
 
 
 def train(trainer, valid, config, done=0):
-    """Train for the epochs after the first `done`; after each, yield its row of metrics, a dict.
+    """Train from epoch `done` + 1 on; after each epoch, yield its row of metrics, a dict.
 
-    Adam under a one-cycle learning rate; `trainer.averaged_model` is what is validated. Each
-    process learns from its part of every batch. Raises UserError if the loss is not finite.
+    Adam with a one-cycle learning rate; validation uses `trainer.averaged_model`. Each process
+    trains on its part of every batch. Raises UserError if the loss is not finite.
     """
     tune_malloc()
     images, rank, world_size = trainer.dataset.images, distributed.rank(), distributed.world_size()
@@ -114,7 +117,7 @@ def train(trainer, valid, config, done=0):
     for epoch in range(done + 1, config.epochs + 1):
         start = time.perf_counter()
         trainer.model.train()
-        torch.manual_seed(derive_seed(config.seed, epoch, rank))  # of the augmentation
+        torch.manual_seed(derive_seed(config.seed, epoch, rank))  # for augmentation
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch))
         batches = torch.randperm(len(images), generator=generator).to(images.device).split(config.batch_size)
         metrics = []
@@ -123,7 +126,7 @@ def train(trainer, valid, config, done=0):
             trainer.learning_rate.fill_(config.learning_rate * one_cycle(progress / config.epochs))
             mine = batch[rank::world_size]
             count = len(mine)
-            mine = mine if count else batch[:1]  # a batch of fewer images than processes: counts nothing
+            mine = mine if count else batch[:1]  # fewer images than processes: a step with weight 0
             metrics.append(count * step(images[mine].to(trainer.device), count * world_size / len(batch)))
         train_metrics = epoch_means(metrics, epoch, len(images), config.learning_rate)
         for buffer in trainer.averaged_model.buffers():
@@ -138,12 +141,12 @@ def train(trainer, valid, config, done=0):
 
 
 def choose_step(trainer):
-    """Return the function that takes a step: on one GPU repeated from a recording, else trainer.step."""
+    """Return the function that takes a training step: a CUDA graph's replay on a single GPU, else trainer.step."""
     return GraphedStep(trainer) if trainer.device.type == "cuda" and distributed.world_size() == 1 else trainer.step
 
 
 def epoch_means(metrics, epoch, num_images, learning_rate):
-    """Return the means over an epoch's images of its steps' metrics, tensors that are sums over images.
+    """Average an epoch's metrics over its images, given each step's sums over images, (1,) or (2,).
 
     Raises UserError if a loss is not finite.
     """
@@ -151,17 +154,17 @@ def epoch_means(metrics, epoch, num_images, learning_rate):
     finite = metrics[:, 0].isfinite()
     if not finite.all():
         raise UserError(
-            f"the loss is no longer finite in step {finite.int().argmin() + 1} of epoch {epoch}; the checkpoint is of "
-            f"the epoch before: train again with a smaller --learn-rate than {learning_rate:g}"
+            f"the loss is no longer finite in step {finite.int().argmin() + 1} of epoch {epoch}; earlier "
+            f"checkpoints are unaffected: train again with a smaller --learn-rate than {learning_rate:g}"
         )
     return (metrics.sum(0) / num_images).tolist()
 
 
 def class_weights(dataset, uniform=0.5):
-    """Return a weight for every palette color, (K,), greater for rarer ones: 1 on average over the dataset's pixels.
+    """Return a weight for every palette color, (K,), larger for rarer ones, with mean 1 over the dataset's pixels.
 
-    One over the color's share of the pixels mixed with the same share for all (Zhang et
-    al. 2016, equation 4, λ = `uniform`; a palette's colors need no smoothing over bins).
+    The weight is the inverse of the color's frequency mixed with the uniform distribution (Zhang
+    et al. 2016, equation 4, λ = `uniform`; a palette needs no smoothing over bins).
     """
     num_colors = len(dataset.palette)
     parts = subsample(dataset.images).split(1000)
@@ -172,10 +175,10 @@ def class_weights(dataset, uniform=0.5):
 
 
 def choose_precision(name, device):
-    """Return the torch.dtype of the network's arithmetic in training: "auto", "fp32" or "bf16".
+    """Return the torch.dtype for training: of "auto", "fp32" or "bf16".
 
-    bfloat16 keeps weights and sums in float32 (torch.autocast); auto means that on a GPU that
-    supports it, and float32 elsewhere, with TF32 in convolutions. "fp32" is float32 throughout.
+    bf16 runs the forward pass in bfloat16 by torch.autocast and keeps weights and sums in float32. auto
+    means bf16 on GPUs that support it, else float32 with TF32 convolutions. fp32 is float32 throughout.
     """
     on_cuda = device.type == "cuda"
     if on_cuda:
@@ -186,7 +189,7 @@ def choose_precision(name, device):
 
 
 def seed_everything(seed):
-    """Seed every generator of random numbers, and have cuDNN choose deterministic convolutions."""
+    """Seed every random number generator, and make cuDNN use deterministic convolutions."""
     torch.backends.cudnn.deterministic = True
     random.seed(seed)
     np.random.seed(seed)
@@ -194,15 +197,15 @@ def seed_everything(seed):
 
 
 def derive_seed(*parts):
-    """Return a seed that is different for different integers."""
+    """Combine integers into one seed."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def tune_malloc():
-    """Have glibc keep the memory that tensors free for the next ones.
+    """Make glibc keep freed memory for the next tensors.
 
-    It returns large blocks to the system and gets them anew, page by page, at every
-    step: at batch 100 a seventh of the time. Other C libraries are left alone.
+    By default it returns large blocks to the system and maps them again at every step, which takes
+    a seventh of the time at batch size 100. Has no effect with other C libraries.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""The optimizer, its learning rate, and the average of the weights."""
+"""The optimizer, the learning-rate schedule and weight averaging."""
 
 import math
 from itertools import chain
@@ -8,22 +8,22 @@ from torch.optim.adam import adam
 
 
 class Adam:
-    """Adam (Kingma and Ba 2015, algorithm 1) by PyTorch's fused kernel for all parameters.
+    """Adam (Kingma and Ba 2015, algorithm 1), with PyTorch's fused kernel for all parameters.
 
-    torch.optim.Adam computes the same, but loads PyTorch's compiler when it is made, which
-    takes 1.7 s, half of a short run's start. Here the learning rate may be a tensor.
+    torch.optim.Adam computes the same, but loads PyTorch's compiler when it is constructed, which takes
+    as long as importing torch. Here the learning rate, which may be a tensor, is passed to step().
     """
 
-    def __init__(self, parameters, betas=(0.9, 0.999), epsilon=1e-8):
+    def __init__(self, parameters, betas=(0.9, 0.999), eps=1e-8):
         self.parameters = list(parameters)
-        self.betas, self.epsilon = betas, epsilon
+        self.betas, self.eps = betas, eps
         self.exp_avgs = [torch.zeros_like(p) for p in self.parameters]
         self.exp_avg_sqs = [torch.zeros_like(p) for p in self.parameters]
         self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
 
     @torch.no_grad()
     def step(self, learning_rate):
-        """Move the parameters along their gradients."""
+        """Update the parameters from their gradients."""
         adam(
             self.parameters,
             [p.grad for p in self.parameters],
@@ -35,14 +35,14 @@ class Adam:
             lr=learning_rate,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            eps=self.epsilon,
+            eps=self.eps,
             weight_decay=0,
             amsgrad=False,
             maximize=False,
         )
 
     def zero_grad(self):
-        """Forget the gradients."""
+        """Clear the gradients."""
         for p in self.parameters:
             p.grad = None
 
@@ -57,19 +57,18 @@ class Adam:
                 mine.copy_(saved)
 
 
-def one_cycle(progress, warm_up=0.3, start=1 / 25):
-    """Return the share of the peak learning rate after a share `progress` of a run (Smith and Topin 2019).
+def one_cycle(progress, warmup=0.3, start=1 / 25):
+    """Return the learning rate, as a fraction of its peak, at `progress` from 0 to 1 (Smith and Topin 2019).
 
-    It rises linearly from `start` over the first `warm_up` of the run, then falls to zero
-    along a cosine.
+    It rises linearly from `start` during the first `warmup` of the run, then falls to zero as a cosine.
     """
-    if progress < warm_up:
-        return start + (1 - start) * progress / warm_up
-    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
+    if progress < warmup:
+        return start + (1 - start) * progress / warmup
+    return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
 
 
 def averaging_weight(steps):
-    """Return the weight of the latest parameters in their average, after so many steps, a number or a tensor.
+    """Return the weight of the latest parameters in their average after `steps` steps, a number or a tensor.
 
     Polynomial-decay averaging (Shamir and Zhang 2013, section 4, η = 8): the average
     covers about the last ninth of all steps, however many there are.
@@ -79,7 +78,7 @@ def averaging_weight(steps):
 
 @torch.no_grad()
 def update_average(averaged_model, model, weight):
-    """Move a model's averaged parameters and statistics toward the latest ones by `weight`, a 0-d tensor."""
+    """Move the averaged parameters and batch-norm statistics toward the latest by `weight`, a 0-d tensor."""
     tensors = (chain(net.parameters(), net.buffers()) for net in (averaged_model, model))
     for average, latest in zip(*tensors):
         if average.is_floating_point():

@@ -1,4 +1,4 @@
-"""A run of training or of validation: the files it reads and writes, its lines, and how to continue it."""
+"""A training or validation run: what it computes, prints and writes, and how it is resumed."""
 
 import csv
 import hashlib
@@ -24,15 +24,15 @@ from utils.console import UserError
 from utils.files import atomic_write, check_writable, write_json
 
 STATE_FORMAT = "colorization training state 2"
-ENDINGS = (".csv", ".json", ".state", "_curve.png", "_images.png")  # of a run's files in --out-dir
-SAMPLES = 10  # images in a picture of samples
+SUFFIXES = (".csv", ".json", ".state", "_curve.png", "_images.png")  # of a run's files in its output folder
+NUM_SAMPLES = 10  # images in a sample picture
 
 
 class RunLog:
-    """Writes a run's files after every epoch; `history` is the list of the epochs' rows of metrics.
+    """Writes a run's files after every epoch; `history` is the list of the epochs' metrics.
 
-    They are the weights of the last and of the best epoch, the history, what it takes to
-    repeat the run (.json) and what it takes to resume it (.state).
+    The files: the weights of the last and of the best epoch, the history (.csv), what is needed to
+    repeat the run (.json) and what is needed to resume it (.state).
     """
 
     def __init__(self, checkpoint, path, out_dir, settings, dataset):
@@ -40,12 +40,12 @@ class RunLog:
         self.best_path = path.with_name(f"{path.stem}_best.pkl")
         self.metadata = run_metadata(settings, dataset)
         self.history, self.start = [], time.perf_counter()
-        for target in (path, self.best_path, *map(self.file, ENDINGS)):
+        for target in (path, self.best_path, *map(self.path_for, SUFFIXES)):
             check_writable(target)
 
-    def file(self, ending):
-        """Return the path of the run's file with this ending."""
-        return self.out_dir / f"{self.path.stem}{ending}"
+    def path_for(self, suffix):
+        """Return the path of the run's file with this suffix."""
+        return self.out_dir / f"{self.path.stem}{suffix}"
 
     def write(self, row, trainer):
         """Write the files after an epoch, and print its line."""
@@ -56,21 +56,21 @@ class RunLog:
             save_checkpoint(self.path, checkpoint)
             if row["valid_loss"] == min(earlier["valid_loss"] for earlier in history):
                 save_checkpoint(self.best_path, checkpoint)
-            write_history(self.file(".csv"), history)
+            write_history(self.path_for(".csv"), history)
             progress = {"epochs_done": row["epoch"], "seconds": time.perf_counter() - self.start}
-            write_json(self.file(".json"), self.metadata | progress)
+            write_json(self.path_for(".json"), self.metadata | progress)
             state = {"format": STATE_FORMAT, "settings": self.settings, "history": history}
-            write_torch_file(self.file(".state"), state | {"trainer": trainer.state_dict()})
-        self.history = history  # only now is the epoch complete
+            write_torch_file(self.path_for(".state"), state | {"trainer": trainer.state_dict()})
+        self.history = history  # the epoch is complete only now
         line = f"epoch {row['epoch']:3}/{self.settings['epochs']}   training loss {row['train_loss']:.5f}"
         print(f"{line}   {format_metrics(validation_metrics(row))}   {row['seconds']:.1f} s", flush=True)
 
     def load_state(self):
-        """Read where a stopped run of the same settings ended; return its trainer's state.
+        """Read the state of an interrupted run with the same settings; return its trainer's state.
 
         Raises UserError if there is no such run, or if it is complete.
         """
-        path, epochs = self.file(".state"), self.settings["epochs"]
+        path, epochs = self.path_for(".state"), self.settings["epochs"]
         content = read_torch_file(path, "training state")
         parts = {"format", "settings", "history", "trainer"}
         if not isinstance(content, dict) or content.keys() != parts or content["format"] != STATE_FORMAT:
@@ -78,11 +78,11 @@ class RunLog:
         for name, value in self.settings.items():
             earlier = content["settings"].get(name)
             if earlier != value:
-                difference = "differs" if name == "palette" else f"was {earlier}, not {value}"
+                difference = "differs" if name == "palette" else f"was {earlier} and is now {value}"
                 raise UserError(f"{path}: cannot resume with other settings: {name.replace('_', ' ')} {difference}")
         self.history = content["history"]
         if len(self.history) >= epochs:
-            raise UserError(f"{path}: this run is finished, all {epochs} epochs; train without --resume to start anew")
+            raise UserError(f"{path}: all {epochs} epochs of this run are done; train without --resume to start over")
         return content["trainer"]
 
 
@@ -90,8 +90,8 @@ def run_training(net, checkpoint, source, config, out_dir, path=None, start_from
     """Train a network, and write its weights, metrics and pictures.
 
     The weights go to `path`, by default a file in `out_dir` named after the network. `start_from`
-    is the file that the network's weights came from, if any. `resume` continues the stopped run of
-    the same arguments; `plot` draws samples after every epoch. Raises UserError.
+    is the file that the network's weights came from, if any. `resume` continues the interrupted run
+    with the same arguments; `plot` draws samples after every epoch. Raises UserError.
     """
     device, is_first = device_of(net), distributed.rank() == 0
     dataset = ImageDataset(source.training_images(), checkpoint.palette, device)
@@ -112,23 +112,23 @@ def run_training(net, checkpoint, source, config, out_dir, path=None, start_from
             log.write(row, trainer)
             if plot and is_first:
                 title, ending = f"{checkpoint.model} after epoch {row['epoch']}", f"_epoch{row['epoch']:03}.png"
-                save_samples(log.file(ending), title, net, valid, config.temperature)
+                save_samples(log.path_for(ending), title, net, valid, config.temperature)
     except KeyboardInterrupt:
-        done = f"epoch {len(log.history)} of {config.epochs} is saved, and the same command with --resume goes on"
+        done = f"epoch {len(log.history)} of {config.epochs} is saved; to continue, repeat the command with --resume"
         raise KeyboardInterrupt(
             f"stopped; {done if log.history else 'no epoch was complete: nothing is saved'}"
         ) from None
     if is_first:
         title, metrics = f"{checkpoint.model}, {source}, {config.epochs} epochs", validation_metrics(log.history[-1])
-        save_curve(log.file("_curve.png"), title, log.history)
-        save_samples(log.file("_images.png"), f"{title}: {format_metrics(metrics)}", net, valid, config.temperature)
-        print(f"saved {log.path}, {log.best_path}; {', '.join(str(log.file(ending)) for ending in ENDINGS)}")
+        save_curve(log.path_for("_curve.png"), title, log.history)
+        save_samples(log.path_for("_images.png"), f"{title}: {format_metrics(metrics)}", net, valid, config.temperature)
+        print(f"saved {log.path}, {log.best_path}; {', '.join(str(log.path_for(ending)) for ending in SUFFIXES)}")
 
 
 def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None):
-    """Measure a network, print its metrics and those of its pictures, and draw ten of them.
+    """Evaluate a network: print its metrics and those of its pictures, and draw the first ten.
 
-    With `json_path` also the metrics that take seconds, and those of every image in that file. Raises UserError.
+    With `json_path`, also compute the slower metrics and write those of every image to that file. Raises UserError.
     """
     valid = ImageDataset(source.validation_images(), checkpoint.palette, device_of(net))
     sums, batches = 0, []
@@ -139,16 +139,16 @@ def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None
     metrics = dict(zip(METRICS, (sums / len(valid)).tolist()))
     print(f"{checkpoint}\n{len(valid):,} images of {source}: {format_metrics(metrics)}")
     path = out_dir / f"{checkpoint.model.lower()}_valid.png"
-    samples = {label: row[:SAMPLES] for label, row in rows.items()}
+    samples = {label: row[:NUM_SAMPLES] for label, row in rows.items()}
     save_image_grid(path, f"{checkpoint.model}: {format_metrics(metrics)}", samples)
     print(f"saved {path}")
 
     gray = rows["gray input"][:, :1]
     if checkpoint.palette is not None:
-        rows["truth in palette colors, smooth"] = apply_chroma(rows["truth in palette colors"], gray)
+        rows["truth in palette colors, over the gray"] = apply_chroma(rows["truth in palette colors"], gray)
     if json_path:
         mean = subsample(source.training_images()).mean((0, 2, 3), dtype=torch.float32) / 256
-        rows["mean training color"] = apply_chroma(mean.view(1, 3, 1, 1), gray)
+        rows["mean training color, over the gray"] = apply_chroma(mean.view(1, 3, 1, 1), gray)
     pictures = measure(rows, rows["truth"], perceptual=bool(json_path))
     print_metrics(pictures)
     if json_path:
@@ -158,14 +158,14 @@ def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None
 
 
 def save_samples(path, title, net, dataset, temperature):
-    """Draw the first ten images of a dataset, what a network predicts for them, and the truth."""
-    images = dataset.images[:SAMPLES].to(device_of(net))
+    """Draw the first ten images of a dataset, a network's predictions for them, and the truth."""
+    images = dataset.images[:NUM_SAMPLES].to(device_of(net))
     outputs, targets = predict(net, to_gray(images)), dataset.targets(images)
     save_image_grid(path, title, comparison_rows(images, targets, outputs, dataset.palette, temperature))
 
 
 def check_batch_size(batch_size, num_images):
-    """Raise UserError unless a batch has an image for every process, and no more than there are."""
+    """Raise UserError if a batch is larger than the data, or smaller than the number of processes."""
     if batch_size > num_images:
         raise UserError(f"--batch-size {batch_size}: there are only {num_images:,} training images")
     if batch_size < distributed.world_size():
@@ -173,12 +173,12 @@ def check_batch_size(batch_size, num_images):
 
 
 def validation_metrics(row):
-    """Return the validation metrics in an epoch's row, as evaluate() names them."""
+    """Return the validation metrics in an epoch's row, under the names that evaluate() uses."""
     return {name: row[f"valid_{name}"] for name in METRICS if f"valid_{name}" in row}
 
 
 def run_settings(checkpoint, source, config, start_from):
-    """Return what a resumed run must have in common with the stopped one."""
+    """Return the settings that a resumed run must share with the interrupted one."""
     network = {name: getattr(checkpoint, name) for name in ("model", "kernel", "num_filters")}
     palette = None if checkpoint.palette is None else checkpoint.palette.tolist()
     images = {"data": str(source), "holdout": source.holdout}
@@ -194,7 +194,7 @@ def write_history(path, history):
 
 
 def run_metadata(settings, dataset):
-    """Return what it takes to repeat a run."""
+    """Return what is needed to repeat a run."""
     device = dataset.images.device
     return {
         "command": shlex.join(sys.argv),

@@ -1,4 +1,4 @@
-"""The command-line flags that several scripts share. Scripts pass the defaults and the choices."""
+"""Command-line flags shared by several scripts, which pass the defaults and the choices."""
 
 import argparse
 from pathlib import Path
@@ -22,7 +22,7 @@ def number(kind, low, high, what):
 
 
 def add_number(group, *names, kind, default, text, metavar="N"):
-    """Add a flag for a number, an argparse type `kind`, whose help ends with its default."""
+    """Add a flag that takes a number; `kind` is its argparse type, and its help ends with the default."""
     group.add_argument(*names, type=kind, default=default, metavar=metavar, help=f"{text} (%(default)s)")
 
 
@@ -34,21 +34,23 @@ def odd_kernel(text):
     return value
 
 
-def add_action_flags(parser):
-    """Add the flags that say what to do instead of training, or from where; return their group."""
-    group = parser.add_argument_group("action (default: train)")
-    group.add_argument("--valid", action="store_true", help="measure a checkpoint and draw its pictures")
+def add_action_flags(parser, default="train"):
+    """Add the flags that choose an action other than the default one; return their group."""
+    group = parser.add_argument_group(f"action (default: {default})")
+    group.add_argument(
+        "--valid", action="store_true", help="evaluate a checkpoint instead of training, and draw samples"
+    )
     group.add_argument("--resume", action="store_true", help="continue the interrupted run of the same command")
-    text = "train from the weights and palette of this file"
+    text = "initialize training with the weights and palette of this file"
     group.add_argument("--start-from", type=Path, metavar="FILE", help=text)
     return group
 
 
 def add_network_flags(parser, checkpoint_help, models=None, model=None, colors=None):
-    """Add the flags that name a network; its model and palette only if there are several."""
-    group = parser.add_argument_group("network (defaults: what the checkpoint says)")
+    """Add the flags that describe a network; --model and --colors only for scripts with a choice of networks."""
+    group = parser.add_argument_group("network (a checkpoint's own values replace the defaults)")
     if models:
-        group.add_argument("-m", "--model", choices=models, help=f"({model})")
+        group.add_argument("-m", "--model", choices=models, help=f"the network ({model})")
         group.add_argument("-c", "--colors", metavar="K|FILE", help=f"number of colors, or a palette file ({colors})")
     count = number(int, 1, 1024, "a number of filters")
     names = "-f", "--num-filters", "--num_filters"
@@ -58,27 +60,31 @@ def add_network_flags(parser, checkpoint_help, models=None, model=None, colors=N
 
 
 def add_image_flags(parser, source, classes):
-    """Add the flags that say which images to use; return their group."""
+    """Add the flags that choose the images; return their group."""
     group = parser.add_argument_group("images")
     kinds = "cifar10, sample (two photographs), a folder of images or of CIFAR-10, or an .npy file (%(default)s)"
     group.add_argument("--data", default=source.name, metavar="NAME|PATH", help=kinds)
-    category, text = source.category, "class of CIFAR-10 (%(default)s)"
+    category, text = source.category, "class of CIFAR-10, or all of them (%(default)s)"
     group.add_argument("--category", choices=[*classes, "all"], default=category, help=text)
     return group
 
 
 def add_output_flags(parser):
-    """Add the flags of what is written and of the device; return the group of the former."""
+    """Add the flags for the output and the device; return the output group."""
     group = parser.add_argument_group("output")
-    group.add_argument("--out-dir", type=Path, default=Path("outputs"), metavar="DIR", help="(%(default)s)")
-    parser.add_argument_group("device").add_argument("--device", metavar="NAME", help="cpu or cuda (cuda if present)")
+    text = "folder for all output files (%(default)s)"
+    group.add_argument("--out-dir", type=Path, default=Path("outputs"), metavar="DIR", help=text)
+    parser.add_argument_group("device").add_argument("--device", metavar="NAME", help="cpu or cuda (cuda if available)")
     return group
 
 
 def add_training_flags(parser, config, source, classes, transforms):
     """Add the flags of training and validation, with the defaults of a TrainingConfig and an ImageSource."""
     group = add_image_flags(parser, source, classes)
-    images, text = number(int, 0, 10**6, "a number of images"), "validate on N training images of each class"
+    images, text = (
+        number(int, 0, 10**6, "a number of images"),
+        "validate on N training images of each class, left out of training",
+    )
     add_number(group, "--holdout", kind=images, default=source.holdout, text=text)
 
     group = parser.add_argument_group("training")
@@ -88,12 +94,12 @@ def add_training_flags(parser, config, source, classes, transforms):
     add_number(group, "-b", "--batch-size", kind=size, default=config.batch_size, text="images per step")
     text = "peak of the learning rate"
     add_number(group, "-l", "--learn-rate", kind=rate, default=config.learning_rate, text=text, metavar="RATE")
-    add_number(group, "-s", "--seed", kind=seed, default=config.seed, text="seed of everything random")
-    text = f"random changes of images; none named: none ({' '.join(config.augment)})"
+    add_number(group, "-s", "--seed", kind=seed, default=config.seed, text="random seed")
+    text = f"random transforms of training images; without names: none ({' '.join(config.augment)})"
     group.add_argument("--augment", nargs="*", choices=transforms, default=config.augment, help=text)
-    text = "bf16 on GPUs that support it (%(default)s)"
+    text = "arithmetic of training; auto: bf16 on GPUs that support it, else fp32 (%(default)s)"
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default=config.precision, help=text)
 
     group = add_output_flags(parser)
-    group.add_argument("--plot", action="store_true", help="draw sample pictures after every epoch")
+    group.add_argument("--plot", action="store_true", help="also draw samples after every epoch")
     group.add_argument("--json", type=Path, metavar="FILE", help="with --valid: write every metric of every image")
