@@ -1,4 +1,4 @@
-"""Coloring photographs of any size: the network colors a small copy, whose chroma is applied to the full-size gray."""
+"""Colorize photographs of any size: the network colors a small copy; its chroma is added to the full-size gray."""
 
 import os
 import sys
@@ -17,16 +17,16 @@ from sources.image_files import list_image_files, read_image
 from utils.console import UserError
 from utils.files import atomic_write, unique_path
 
-WORKING_SIZE = 96  # pixels, the longer side of the small copy
-STRIP = 1 << 20  # pixels that are colored at a time
-SHEET = 10  # images in before_and_after.png
-THUMBNAIL = 240  # pixels, the longer side of each there
+WORKING_SIZE = 96  # longer side of the small copy, in pixels
+STRIP = 1 << 20  # pixels colored at a time
+SHEET = 10  # images on before_and_after.png
+THUMBNAIL = 240  # longer side of each of them, in pixels
 
 
 def predict_chroma(net, palette, image, working_size=WORKING_SIZE, temperature=TEMPERATURE):
-    """Return the chroma that a network predicts for an RGB image: its colors less their mean, (1, 3, h, w).
+    """Return the chroma that a network predicts for an RGB image: its colors minus their mean, (1, 3, h, w).
 
-    The longer side of what the network sees is `working_size` pixels at most, both sides are multiples of 4.
+    The network's input is at most `working_size` pixels on its longer side; both sides are multiples of 4.
     """
     scale = min(1, working_size / max(image.size))
     size = [max(4, 4 * round(side * scale / 4)) for side in image.size]
@@ -37,7 +37,7 @@ def predict_chroma(net, palette, image, working_size=WORKING_SIZE, temperature=T
 
 
 def colorize_full_size(chroma, image):
-    """Return an RGB image with small chroma (1, 3, h, w), enlarged, applied to its gray."""
+    """Return an RGB image whose gray is combined with the enlarged chroma (1, 3, h, w)."""
     width, height = image.size
     planes = [Image.fromarray(plane.numpy()) for plane in chroma[0]]
     scale = chroma.shape[2] / height
@@ -51,17 +51,17 @@ def colorize_full_size(chroma, image):
         strip = apply_chroma(torch.from_numpy(enlarged)[None], to_gray(pixels))[0]  # (3, rows, width)
         colored[top:bottom] = strip.mul_(256).round_().clamp_(0, 255).byte().permute(1, 2, 0)
 
-    rows = max(1, STRIP // width)  # at a time, so that a large photograph takes little memory
+    rows = max(1, STRIP // width)  # per strip, so that a large photograph takes little memory
     tops = range(0, height, rows)
-    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool:  # Pillow and PyTorch release Python's lock
+    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool:  # Pillow and PyTorch release the GIL
         list(pool.map(color_rows, tops, (min(top + rows, height) for top in tops)))
     return Image.fromarray(colored)
 
 
 def save_image(folder, source, image, alpha):
-    """Write a colored image under a new name like its source's; return that path.
+    """Write a colored image under a new name derived from its source's; return the path.
 
-    JPEG for a JPEG, PNG for all else.
+    A JPEG without transparency stays a JPEG; everything else becomes a PNG.
     """
     if source.suffix.lower() in (".jpg", ".jpeg") and alpha is None:
         path, settings = folder / f"{source.stem}_colored.jpg", {"format": "JPEG", "quality": 93}
@@ -83,11 +83,11 @@ def thumbnail(image):
 
 
 def colorize_files(paths, folder, net, palette, working_size=WORKING_SIZE, temperature=TEMPERATURE):
-    """Color image files and folders of them into `folder`, with a sheet of the first ten.
+    """Color image files, and the images in folders, into `folder`; add a sheet of the first ten.
 
-    Files that cannot be read are named and skipped; then a UserError says how many.
+    Files that cannot be read are reported and skipped; a UserError at the end says how many.
     """
-    out = folder.resolve()  # which may be inside a folder to be colored
+    out = folder.resolve()  # this may lie inside one of the folders to color
     files = [
         file for path in paths for file in list_image_files(path) if file == path or out not in file.resolve().parents
     ]

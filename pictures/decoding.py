@@ -5,7 +5,7 @@ import torch
 from data import to_gray, to_rgb
 
 TEMPERATURE = 0.38  # Zhang et al. 2016, section 2.3
-CHROMA_GAIN = 1.03  # times the true chroma is the target of chroma_error()
+CHROMA_GAIN = 1.03  # the target of chroma_error() is this times the true chroma
 
 
 def palette_tensor(palette, device):
@@ -14,7 +14,7 @@ def palette_tensor(palette, device):
 
 
 def labels_to_rgb(labels, palette):
-    """Return palette colors as pictures: labels (N, H, W) and palette (K, 3) -> (N, 3, H, W)."""
+    """Turn labels (N, H, W) into pictures (N, 3, H, W) of the colors of a palette (K, 3)."""
     return palette_tensor(palette, labels.device)[labels.int()].permute(0, 3, 1, 2)
 
 
@@ -24,9 +24,9 @@ def decode_argmax(logits, palette):
 
 
 def annealed_mean(logits, palette, temperature):
-    """Return the palette's mean under sharpened probabilities (Zhang et al. 2016, equation 5).
+    """Return the mean palette color under sharpened probabilities (Zhang et al. 2016, equation 5).
 
-    A temperature toward 0 approaches the most probable color, 1 is the expectation.
+    As the temperature goes to 0 it approaches the most probable color; at 1 it is the expectation.
     (N, K, H, W) and (K, 3) -> (N, H, W, 3).
     """
     probabilities = (logits.permute(0, 2, 3, 1) / temperature).softmax(3)  # (N, H, W, K), no copy for channels-last
@@ -34,15 +34,15 @@ def annealed_mean(logits, palette, temperature):
 
 
 def decode_annealed_mean(logits, palette, gray, temperature=TEMPERATURE):
-    """Return the annealed mean's chroma over the gray (N, 1, H, W): (N, K, H, W) and (K, 3) -> (N, 3, H, W)."""
+    """Combine the annealed mean's chroma with the gray (N, 1, H, W): (N, K, H, W), (K, 3) -> (N, 3, H, W)."""
     return apply_chroma(annealed_mean(logits, palette, temperature).permute(0, 3, 1, 2), gray)
 
 
 def apply_chroma(colors, gray):
-    """Give gray (N, 1, H, W) in 0..1 the chroma of (N, 3, H, W): their differences from their own mean.
+    """Add the chroma of colors (N, 3, H, W), their difference from their own mean, to gray (N, 1, H, W) in 0..1.
 
-    The mean of R, G, B is then the gray. If a difference does not fit into 0..1, all
-    three shrink alike, which keeps gray and hue.
+    The mean of R, G and B remains the gray. Where a value would leave 0..1, all three differences are
+    scaled down equally, which keeps gray and hue.
     """
     chroma = colors - colors.mean(1, keepdim=True)
     room = torch.where(chroma > 0, 1 - gray, gray)
@@ -53,9 +53,9 @@ def apply_chroma(colors, gray):
 def chroma_error(logits, palette, images, temperature):
     """Return the mean squared error of the annealed mean's chroma, over RGB in [0, 1), as a loss.
 
-    It is that of decode_annealed_mean() if all differences fit, from a target slightly more
-    vivid than the truth, since the least error alone is pale: (N, K, H, W), (K, 3) and
-    uint8 images (N, 3, H, W) -> (). The gray is given, and adds nothing.
+    (N, K, H, W), (K, 3) and uint8 images (N, 3, H, W) -> (). It equals the error of
+    decode_annealed_mean() where no value is scaled down, since the gray is given. The target is
+    slightly more vivid than the truth, because least squares alone gives pale colors.
     """
     predicted = annealed_mean(logits, palette, temperature)
     target = to_rgb(images.permute(0, 2, 3, 1))
@@ -64,7 +64,7 @@ def chroma_error(logits, palette, images, temperature):
 
 
 def comparison_rows(images, targets, outputs, palette, temperature=TEMPERATURE):
-    """Return labeled rows of pictures of uint8 images: what the network saw, what it predicted, the truth.
+    """Return labeled rows of pictures of uint8 images: the network's input, its prediction, the truth.
 
     `targets` are labels (N, H, W) and `outputs` logits (N, K, H, W); without a palette both
     are RGB (N, 3, H, W).

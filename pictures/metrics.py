@@ -7,8 +7,8 @@ from utils.console import print_table
 
 BASIC = {"psnr": "PSNR (dB)", "colorfulness": "colorfulness"}
 PERCEPTUAL = {"ssim": "SSIM", "ciede2000": "CIEDE2000", "auc": "AuC", "balanced_auc": "balanced AuC"}
-WIDEST_DISTANCE = 150  # in ab, at which Zhang et al. 2016 end their curve
-BIN = 10  # units of ab, the width of their classes of colors
+WIDEST_DISTANCE = 150  # in ab, the largest distance of the curve in Zhang et al. 2016
+BIN = 10  # width of a color bin in ab
 
 
 def psnr(error):
@@ -27,11 +27,11 @@ def colorfulness(pictures):
 def measure(pictures, truth, perceptual=False):
     """Return metrics of labeled pictures, {label: {metric: {"mean": number, "per_image": [number]}}}.
 
-    The mean PSNR is that of the mean squared error over all pixels, the other means are over
-    images. `perceptual` adds, at some seconds per thousand small pictures: SSIM, windows of
-    7x7, mean of the channels; the mean CIEDE2000 color difference; and the area under the
-    curve of pixels closer than a distance in ab, over distances from 0 to 150, raw and with
-    rare colors weighted up (Zhang et al. 2016, section 3.1).
+    The mean PSNR is computed from the mean squared error over all pixels; the other means are over
+    images. `perceptual` adds, at some seconds per thousand small pictures: SSIM (7x7 windows, mean over
+    channels), the mean CIEDE2000 color difference, and AuC: the area under the curve of the fraction of
+    pixels within a distance in ab, for distances from 0 to 150, unweighted and ("balanced") with more
+    weight on rare colors (Zhang et al. 2016, section 3.1).
     """
     result = {}
     true_lab = lab(truth) if perceptual else None
@@ -54,7 +54,7 @@ def mean_and_per_image(values):
 
 
 def to_json(values):
-    """Return a tensor or array as a number or a list of numbers with six digits; infinite PSNR as None."""
+    """Return values as a number or a list, rounded to six decimals; values that are not finite become None."""
     values = np.asarray(values, np.float64)
     rounded = np.where(np.isfinite(values), np.round(values, 6), np.nan).tolist()
     if values.ndim:
@@ -70,11 +70,11 @@ def lab(pictures):
 
 
 def perceptual_metrics(picture, picture_lab, truth, true_lab, weights):
-    """Return the metrics that take scikit-image, of one row of pictures against the truth."""
+    """Return the metrics that need scikit-image, of one row of pictures."""
     from skimage.color import deltaE_ciede2000
 
     nearness = 1 - np.linalg.norm(picture_lab[..., 1:] - true_lab[..., 1:], axis=-1) / WIDEST_DISTANCE
-    nearness = nearness.clip(0)  # (N, H, W): the share of the distances at which a pixel counts as right
+    nearness = nearness.clip(0)  # (N, H, W): the fraction of distances within which a pixel lies
     balanced = (weights * nearness).sum((1, 2)) / weights.sum((1, 2))
     return {
         "ssim": mean_and_per_image(structural_similarity(picture, truth)),
@@ -85,21 +85,23 @@ def perceptual_metrics(picture, picture_lab, truth, true_lab, weights):
 
 
 def structural_similarity(pictures, truth):
-    """Return the SSIM of each picture, (N,), as scikit-image has it for one after the other."""
+    """Return the SSIM of each picture, (N,), equal to scikit-image's for that picture alone."""
     from skimage.metrics import structural_similarity as ssim
 
     count, channels, height, width = pictures.shape
     columns = [x.permute(0, 2, 3, 1).reshape(-1, width, channels).cpu().numpy() for x in (pictures, truth)]
-    _, each_pixel = ssim(*columns, channel_axis=2, data_range=1, full=True)  # all in one column, which is faster
-    inner = each_pixel.reshape(count, height, width, channels)[:, 3:-3, 3:-3]  # windows that see one picture alone
+    _, each_pixel = ssim(
+        *columns, channel_axis=2, data_range=1, full=True
+    )  # stacked into one tall image, which is faster
+    inner = each_pixel.reshape(count, height, width, channels)[:, 3:-3, 3:-3]  # windows that lie within one picture
     return inner.mean((1, 2, 3), dtype=np.float64)
 
 
 def rarity_weights(true_lab):
-    """Return a weight for every pixel, (N, H, W), the greater the rarer its true color is in ab.
+    """Return a weight for every pixel, (N, H, W), larger where its true color is rarer in ab.
 
-    Zhang et al. 2016, equation 4 with λ = 0: one over the share of the pixel's bin, the
-    shares smoothed by a Gaussian of 5 units.
+    The inverse of the frequency of the color's bin, smoothed by a Gaussian of 5 units (Zhang et al.
+    2016, equation 4, λ = 0).
     """
     from scipy.ndimage import gaussian_filter
 

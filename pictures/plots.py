@@ -9,14 +9,14 @@ from utils.files import atomic_write
 
 
 def new_figure(**settings):
-    """Return an empty figure; matplotlib is imported here, half a second, after the training has begun."""
+    """Return an empty figure. Importing matplotlib takes half a second, so it happens here, not at start-up."""
     from matplotlib.figure import Figure
 
     return Figure(**settings)
 
 
 def save(figure, path):
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, atomically."""
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=100, bbox_inches="tight", facecolor="white")
 
@@ -46,11 +46,11 @@ def save_image_grid(path, title, rows):
 
 
 def save_curve(path, title, history):
-    """Write the training curve: loss and, where there is one, accuracy, training against validation."""
+    """Plot loss and, if present, accuracy against the epoch, for training and validation."""
     epochs = [row["epoch"] for row in history]
     names = {"loss": "loss"}
     if "valid_accuracy" in history[0]:
-        names["accuracy"] = "share of pixels in the right color"
+        names["accuracy"] = "accuracy"
     figure = new_figure(figsize=(5 * len(names), 3.6), layout="constrained")
     for ax, (name, label) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items()):
         for part, words in (("train", "training"), ("valid", "validation")):
@@ -65,12 +65,12 @@ def save_curve(path, title, history):
 
 
 def save_feature_maps(path, title, maps):
-    """Write one sheet of feature maps (C, H, W), each on its own scale from dark (least) to light (most)."""
+    """Write one sheet of feature maps (C, H, W), each scaled to its own range, from dark to light."""
     count, height, width = maps.shape
     columns = min(8, count)
     lines = math.ceil(count / columns)
     step_down, step_right = math.ceil(1.25 * height), math.ceil(1.1 * width)  # room for a line of text, and a gap
-    sheet = np.full((lines * step_down, columns * step_right), np.nan)  # not-a-number stays white
+    sheet = np.full((lines * step_down, columns * step_right), np.nan)  # NaN stays white
     figure = new_figure(figsize=(1.3 * columns, 1.5 * lines + 0.5), layout="constrained")
     ax = figure.subplots()
     for number, values in enumerate(maps.numpy()):

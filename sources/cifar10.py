@@ -22,13 +22,13 @@ ROWS = 10_000  # images in a batch file
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 FOLDER = "cifar-10-batches-py"
-TIMEOUT = 30  # seconds of silence that end a download
+TIMEOUT = 30  # seconds without data after which a download is given up
 TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
 TEST_FILES = ["test_batch"]
 
 
 def archive_in(data_dir):
-    """Return where CIFAR-10's archive is kept in a folder."""
+    """Return the path of CIFAR-10's archive in a folder."""
     return Path(data_dir) / Path(URL).name
 
 
@@ -62,18 +62,18 @@ def read_batch(path):
             batch = unpickle(file)
         images, labels = batch[b"data"].array(), batch[b"labels"]
         if images.shape != (ROWS, 3 * SIZE * SIZE) or images.dtype != np.uint8:
-            raise ValueError(f"its images have the shape {images.shape}")
+            raise ValueError(f"its images have shape {images.shape}")
         if len(labels) != ROWS or not all(type(c) is int and 0 <= c < len(CLASSES) for c in labels):
             raise ValueError(f"its labels are not {ROWS} numbers from 0 to 9")
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror}); remove {path.parent} to get it again") from error
-    except Exception as error:  # a broken file raises anything, MemoryError too
-        raise UserError(f"{path}: not a batch of CIFAR-10 ({error}); remove {path.parent} to get it again") from error
+        raise UserError(f"{path}: cannot read it ({error.strerror}); delete {path.parent} to get it again") from error
+    except Exception as error:  # a broken file may raise anything, even MemoryError
+        raise UserError(f"{path}: not a batch of CIFAR-10 ({error}); delete {path.parent} to get it again") from error
     return images, np.array(labels)
 
 
 def batches_folder(data_dir):
-    """Return the folder of CIFAR-10's batches; downloads and unpacks the archive if needed."""
+    """Return the folder of CIFAR-10's batches, after downloading and unpacking the archive if needed."""
     folder, archive = Path(data_dir) / FOLDER, archive_in(data_dir)
     if folder.is_dir():
         return folder
@@ -103,13 +103,13 @@ def download(url, path, sha256):
 def unpack(archive, folder, sha256):
     """Unpack the batches of CIFAR-10's archive into `folder`, which appears only when complete.
 
-    Reads only the files that are needed, by name, and writes them under names of our
-    own, so nothing else in an archive matters. Raises UserError.
+    Reads only the files it needs, by name, and writes them under its own names; everything else in
+    the archive is ignored. Raises UserError.
     """
     try:
         with open(archive, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise UserError(f"{archive}: corrupt or truncated (wrong SHA-256); remove it to download it again")
+                raise UserError(f"{archive}: corrupt or truncated (wrong SHA-256); delete it to download it again")
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as temporary:
             part = Path(temporary) / FOLDER
             part.mkdir()
@@ -125,5 +125,5 @@ def unpack(archive, folder, sha256):
         raise
     except OSError as error:
         raise UserError(f"{archive}: cannot unpack it ({error.strerror or error})") from error
-    except Exception as error:  # a broken archive raises anything
-        raise UserError(f"{archive}: not the archive of CIFAR-10 ({error}); remove it to download it again") from error
+    except Exception as error:  # a broken archive may raise anything
+        raise UserError(f"{archive}: not the archive of CIFAR-10 ({error}); delete it to download it again") from error

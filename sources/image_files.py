@@ -1,4 +1,4 @@
-"""Image files: photographs of any format, folders of them, arrays, and the two that come with scikit-learn."""
+"""Image files: photographs in any format, folders, arrays, and two photographs that come with scikit-learn."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ VALIDATION_SHARE = 0.2  # of a folder's images
 
 
 def list_image_files(path):
-    """Return the image files in a folder and its subfolders, by their endings, sorted; or the file itself."""
+    """Return the image files in a folder and its subfolders, sorted, by extension; or the file itself."""
     path = Path(path)
     if not path.is_dir():
         return [path]
@@ -27,9 +27,9 @@ def list_image_files(path):
 
 
 def read_image(path):
-    """Return an image as a viewer shows it: (an RGB image of 8 bits, its alpha channel or None).
+    """Return an image as a viewer shows it: (8-bit RGB, its alpha channel or None).
 
-    Turns it upright, takes the first frame, and of 16 bits the upper 8. Raises
+    Applies the EXIF orientation, takes the first frame, and reduces 16 bits to the upper 8. Raises
     UserError if Pillow cannot read the file.
     """
     try:
@@ -40,14 +40,14 @@ def read_image(path):
     except Image.DecompressionBombError as error:
         limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
         raise UserError(f"{path}: has more than {limit} million pixels; scale it down first") from error
-    except UnidentifiedImageError as error:  # whose message is the path again
-        raise UserError(f"{path}: not an image, or of a format that Pillow does not read") from error
-    except Exception as error:  # a broken file raises anything
+    except UnidentifiedImageError as error:  # its message only repeats the path
+        raise UserError(f"{path}: not an image, or a format that Pillow cannot read") from error
+    except Exception as error:  # a broken file may raise anything
         raise UserError(f"{path}: cannot read this image ({getattr(error, 'strerror', None) or error})") from error
 
 
 def to_uint8(image):
-    """Return a gray image of 16 or 32 bits, or of floats up to 1 or 255, as one of 8 bits; others unchanged."""
+    """Convert a gray image of 16 or 32 bits, or of floats up to 1 or 255, to 8 bits; return others unchanged."""
     if image.mode.startswith("I"):  # 16 bits, stored in 16 or 32
         values = np.asarray(image).clip(0, 65535) >> 8
     elif image.mode == "F":
@@ -59,7 +59,7 @@ def to_uint8(image):
 
 
 def load_square(path):
-    """Return the middle square of an image file, scaled to uint8 (3, 32, 32). Raises UserError."""
+    """Return the central square of an image file, resized to uint8 (3, 32, 32). Raises UserError."""
     square = ImageOps.fit(read_image(path)[0], (SIZE, SIZE), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
@@ -68,8 +68,8 @@ def load_square(path):
 def folder_images(folder, train):
     """Return a folder's images to train on or to validate on, uint8 (N, 3, 32, 32).
 
-    One in five is for validation, the same ones every time. Files that cannot be read
-    are named and left out. Raises UserError if too few are left.
+    One image in five is for validation, always the same ones. Files that cannot be read are reported
+    and skipped. Raises UserError if too few remain.
     """
     files = list_image_files(folder)
     order = np.random.default_rng(0).permutation(len(files))
@@ -80,34 +80,33 @@ def folder_images(folder, train):
         try:
             return load_square(files[number])
         except UserError as error:
-            tqdm.write(f"left out: {error}")
+            tqdm.write(f"skipped {error}")
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases Python's lock while it decodes
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while decoding
         progress = tqdm(pool.map(read, chosen), total=len(chosen), desc="reading", leave=False, disable=None)
         images = [image for image in progress if image is not None]
     if len(images) < 2:
         purpose = "train" if train else "validate"
-        raise UserError(f"{folder}: too few images to {purpose} on, {len(images)}; give at least 20 that Pillow reads")
+        raise UserError(f"{folder}: too few images to {purpose} on ({len(images)}); at least 20 are required")
     return torch.stack(images)
 
 
 def array_images(path, train):
-    """Return the images of an .npy file to train on or to validate on, uint8 (N, 3, 32, 32), left on the disk.
+    """Return the images of an .npy file to train on or to validate on, uint8 (N, 3, 32, 32), memory-mapped.
 
-    The last tenth is for validation, at most 10,000 of them. The file is mapped into
-    memory, so it may be larger than that. Raises UserError.
+    The last tenth, at most 10,000 images, is for validation. The file may be larger than memory. Raises UserError.
     """
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch requires a writable array
     except OSError as error:
         raise UserError(f"{path}: cannot read it ({error.strerror or error})") from error
-    except Exception as error:  # a broken file raises anything
-        raise UserError(f"{path}: not an array of numpy's, or truncated ({error})") from error
+    except Exception as error:  # a broken file may raise anything
+        raise UserError(f"{path}: not a NumPy array, or truncated ({error})") from error
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (3, SIZE, SIZE):
         actual = f"{array.dtype} of shape {array.shape}"
-        raise UserError(f"{path}: not uint8 of shape (N, 3, {SIZE}, {SIZE}) but {actual}; save it so with numpy.save")
+        raise UserError(f"{path}: must be uint8 of shape (N, 3, {SIZE}, {SIZE}), not {actual}")
     if len(array) < 20:
-        raise UserError(f"{path}: has {len(array)} images; at least 20 are required to train and to validate on")
+        raise UserError(f"{path}: has {len(array)} images; at least 20 are required")
     count = min(len(array) // 10, 10_000)
     return torch.from_numpy(array[:-count] if train else array[-count:])
 
@@ -115,8 +114,8 @@ def array_images(path, train):
 def sample_images(train):
     """Return 32x32 crops of scikit-learn's two photographs at five scales, uint8 (N, 3, 32, 32).
 
-    Validation crops come from a quarter right of the middle of each photograph, training crops
-    from both sides of it, cut apart before scaling, so that they share no pixel.
+    Validation crops come from a strip right of the center, a quarter of the photograph's width; training
+    crops come from both sides of it. The parts are separated before scaling, so they share no pixels.
     """
     from sklearn.datasets import load_sample_images  # slow to import, and seldom needed
 
@@ -131,5 +130,5 @@ def sample_images(train):
             for top in np.arange(0, size[1] - SIZE + 1, step).astype(int):
                 for left in np.arange(0, size[0] - SIZE + 1, step).astype(int):
                     crops.append(small[top : top + SIZE, left : left + SIZE])
-    order = np.random.default_rng(0).permutation(len(crops))  # so that the first ten differ
+    order = np.random.default_rng(0).permutation(len(crops))  # shuffled, so that the first ten differ
     return torch.from_numpy(np.stack(crops)[order]).permute(0, 3, 1, 2).contiguous()

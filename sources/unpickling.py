@@ -1,4 +1,4 @@
-"""Reading the pickles of CIFAR-10 and of the handout without running what a hostile file asks for."""
+"""A restricted unpickler for the files of CIFAR-10 and the handout: it never runs code that a file names."""
 
 import pickle
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class PickledArray:
-    """Stands in for numpy.ndarray while unpickling, so that no file reaches numpy's own code."""
+    """Stands in for numpy.ndarray while unpickling, so that a file cannot call into numpy."""
 
     def __init__(self, *_):
         self.state = None
@@ -15,10 +15,10 @@ class PickledArray:
         self.state = state
 
     def array(self):
-        """Return the array. Raises ValueError unless it is a plain one of bytes, floats or objects."""
+        """Return the array. Raises ValueError unless it is a plain array of bytes, floats or objects."""
         _, shape, dtype, fortran_order, content = self.state
         if fortran_order:
-            raise ValueError("an array in column order")
+            raise ValueError("Fortran-ordered arrays are not supported")
         if dtype.code == "O8":
             return content
         return np.frombuffer(content, {"u1": "u1", "f8": "<f8"}[dtype.code]).reshape(shape)
@@ -32,15 +32,15 @@ class PickledDtype:
 
     def __setstate__(self, state):
         if state[1] not in (b"|", b"<", "|", "<"):
-            raise ValueError("numbers in big-endian order")
+            raise ValueError("big-endian numbers are not supported")
 
 
 class ArrayUnpickler(pickle._Unpickler):
     """Reads pickles of plain containers and numpy arrays, as CIFAR-10 and the handout contain them.
 
     Nothing that a file names is ever imported or called: the four names that such
-    files need map to the stand-ins above, and any other name ends the reading. It
-    derives from the standard library's unpickler in Python, since the one in C
+    files need map to the stand-ins above, and any other name raises an error. It
+    derives from the pure-Python unpickler of the standard library, because the one in C
     allocates 64 GB of memory if a file asks for it.
     """
 

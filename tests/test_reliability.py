@@ -98,7 +98,7 @@ def test_what_cannot_be_resumed_says_why(cifar, small_palette, fails, tmp_path):
     colorization.main([str(word) for word in command])
     assert "all 1 epochs of this run are done" in fails(colorization.main, *command, "--resume")
     command[command.index("-e") + 1] = "3"
-    assert "other settings: epochs was 1, not 3" in fails(colorization.main, *command, "--resume")
+    assert "other settings: epochs was 1 and is now 3" in fails(colorization.main, *command, "--resume")
     command[command.index("-e") + 1] = "1"
     changes = {"learn-rate": "0.03", "batch-size": "5", "seed": "3", "augment": "mirror", "holdout": "2"}
     for name, value in changes.items():

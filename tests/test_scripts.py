@@ -289,7 +289,7 @@ def test_files_that_are_no_checkpoints(trained, fails, tmp_path):
     assert "hostile: not a checkpoint" in fails(colorization.main, "--valid", "--checkpoint", "hostile")
     assert not mark.exists()
     torch.save([1, 2], "list")
-    assert "list: a file of PyTorch's, but" in fails(colorization.main, "--valid", "--checkpoint", "list")
+    assert "list: a PyTorch file, but neither" in fails(colorization.main, "--valid", "--checkpoint", "list")
     content = torch.load(trained, weights_only=True)
     content["state_dict"]["finalconv.bias"][0] = np.nan
     torch.save(content, "nan")

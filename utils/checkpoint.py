@@ -1,6 +1,6 @@
 """Checkpoint files: a network's weights, its architecture and its palette.
 
-Names no network and no layer: models.py makes a network of what is read here.
+This module knows no networks and no layers; models.py builds the network from what is read here.
 """
 
 import io
@@ -14,8 +14,8 @@ from utils.console import UserError
 from utils.files import atomic_write
 
 FORMAT = "colorization checkpoint 2"
-OLD_FORMAT = "colorization checkpoint 1"  # it called the metrics "figures"
-KERNEL, NUM_FILTERS = 3, 32  # unless something else is asked for
+OLD_FORMAT = "colorization checkpoint 1"  # stores the metrics under "figures"
+KERNEL, NUM_FILTERS = 3, 32  # the defaults
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Checkpoint:
 
     @property
     def architecture(self):
-        """The network in words."""
+        """A description of the network."""
         colors = "" if self.palette is None else f", {len(self.palette)} colors"
         return f"{self.model}, kernel {self.kernel}, {self.num_filters} filters{colors}"
 
@@ -51,14 +51,14 @@ def save_checkpoint(path, checkpoint):
 
 def write_torch_file(path, content):
     """Write containers of tensors atomically. Raises UserError if that fails."""
-    buffer = io.BytesIO()  # a full disk is then an OSError, not one of torch.save's own
+    buffer = io.BytesIO()  # so that a full disk raises OSError, not an error of torch.save's
     torch.save(content, buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
 
 
 def read_torch_file(path, kind):
-    """Read containers of tensors and nothing else. Raises UserError, which calls the file a `kind`."""
+    """Load a file of plain containers of tensors, and nothing else. The UserError calls the file a `kind`."""
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
@@ -72,10 +72,10 @@ def read_torch_file(path, kind):
 def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=None):
     """Read a checkpoint of this package, or a bare state dict such as the handout's.
 
-    What a checkpoint of this package says of itself counts; arguments other than None
-    must agree with it. A bare state dict says nothing of itself: the arguments describe it.
+    A checkpoint of this package describes itself; arguments other than None must agree with it. A bare
+    state dict does not, so the arguments describe it.
 
-    Raises UserError if the file is neither, or disagrees.
+    Raises UserError if the file is neither, or does not agree.
     """
     content = read_torch_file(path, "checkpoint")
     described = {"model": model, "kernel": kernel, "num_filters": num_filters}
@@ -86,20 +86,20 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
                 raise UserError(f"{path}: its {actual}; leave that flag out, or name another file")
         try:
             checkpoint = parse_checkpoint(content)
-        except Exception as error:  # a hostile file's entries may be anything
+        except Exception as error:  # a hostile file's entries may be of any type
             raise UserError(f"{path}: a checkpoint with wrong or missing entries ({error}); train it again") from error
         if palette is not None and not np.array_equal(checkpoint.palette, palette):
             raise UserError(f"{path}: made with another palette; leave --colors out or name another file")
         return checkpoint
     if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
-        raise UserError(f"{path}: a file of PyTorch's, but not a checkpoint of this package and no state dict")
+        raise UserError(f"{path}: a PyTorch file, but neither a checkpoint of this package nor a state dict")
     if model is None:
-        raise UserError(f"{path}: weights without a description; name the network with --model")
+        raise UserError(f"{path}: a bare state dict does not record its network; name the network with --model")
     return Checkpoint(model, kernel or KERNEL, num_filters or NUM_FILTERS, palette, content)
 
 
 def parse_checkpoint(content):
-    """Return a file's content as a Checkpoint. Raises any exception if an entry is missing or impossible."""
+    """Return a file's content as a Checkpoint. Raises any exception if an entry is missing or invalid."""
     names = ("model", "kernel", "num_filters", "state_dict", "data", "epoch")
     palette = content["palette"]
     checkpoint = Checkpoint(
@@ -108,19 +108,19 @@ def parse_checkpoint(content):
         **{name: content[name] for name in names},
     )
     if checkpoint.kernel not in range(1, 16, 2) or checkpoint.num_filters not in range(1, 1025):
-        raise ValueError(f"kernel {checkpoint.kernel} and {checkpoint.num_filters} filters are not possible")
+        raise ValueError(f"kernel {checkpoint.kernel} with {checkpoint.num_filters} filters is not supported")
     return checkpoint
 
 
 def check_palette(palette):
     """Return a palette as (K, 3) float64. Raises ValueError if it is not one."""
     if not isinstance(palette, np.ndarray) or palette.dtype.kind != "f" or palette.ndim != 2 or palette.shape[1] != 3:
-        raise ValueError("it is no array of floats with three columns")
+        raise ValueError("it is not a float array with three columns")
     palette = palette.astype(np.float64)
     if not 2 <= len(palette) <= 256:
-        raise ValueError(f"it has {len(palette)} colors; 2 to 256 are possible")
-    if not ((palette >= 0) & (palette <= 1)).all():  # false for not-a-number, too
-        raise ValueError("its values are not all from 0 to 1")
+        raise ValueError(f"it has {len(palette)} colors; 2 to 256 are supported")
+    if not ((palette >= 0) & (palette <= 1)).all():  # also false for NaN
+        raise ValueError("its values must be from 0 to 1")
     if len(np.unique(palette, axis=0)) < len(palette):
         raise ValueError("a color occurs twice")
     return palette

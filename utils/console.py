@@ -1,4 +1,4 @@
-"""How a script speaks to its user: one-line errors, exit codes and tables."""
+"""Command-line behavior: one-line errors, exit codes and tables."""
 
 import os
 import sys
@@ -15,13 +15,13 @@ class UserError(Exception):
 
 def run(main):
     """Call main(argv) and exit: with code 2 and one line on a UserError, 130 on Ctrl-C, 141 on a closed pipe."""
-    warnings.filterwarnings("ignore", module="PIL")  # about unusual images, which are read all the same
+    warnings.filterwarnings("ignore", module="PIL")  # about unusual images, which load anyway
     script = Path(sys.argv[0]).name
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output, such as head, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own last flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's final flush does not fail
         sys.exit(141)
     except UserError as error:
         process = f" (process {os.environ['RANK']})" if os.environ.get("RANK", "0") != "0" else ""

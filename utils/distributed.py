@@ -1,7 +1,7 @@
-"""The device a process computes on, and the processes that train one network together.
+"""The device of this process, and the processes that train one network together.
 
-torchrun starts the processes and tells each its rank in the environment. Rank 0
-prints and writes for all of them.
+torchrun starts the processes and passes each its rank in the environment. Only rank 0
+prints and writes.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from utils.console import UserError
 
-TIMEOUT = timedelta(minutes=10)  # without a word from another process, the run ends
+TIMEOUT = timedelta(minutes=10)  # the run ends after this long without a reply from another process
 
 
 def choose_device(name):
@@ -28,43 +28,45 @@ def choose_device(name):
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: only cpu and cuda are supported")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: no such GPU on this machine; leave the flag out for the CPU")
+        raise UserError(f"--device {name}: no such GPU on this machine; leave the flag out, or use --device cpu")
     return device
 
 
 def setup(device_name):
-    """Join the other processes, if torchrun started any, and return this process's device.
+    """Initialize the process group, if torchrun started this process, and return its device.
 
-    With CUDA each process takes a GPU of its own. Raises UserError if there are too few.
+    On CUDA each process uses its own GPU. Raises UserError if there are too few.
     """
     device = choose_device(device_name)
     if not dist.is_torchelastic_launched():
         return device
     if device.type == "cuda":
         if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
-            raise UserError(f"only {torch.cuda.device_count()} GPUs: start as many processes, or use --device cpu")
+            raise UserError(
+                f"only {torch.cuda.device_count()} GPUs; start at most that many processes, or use --device cpu"
+            )
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     if rank():  # rank 0 prints for all
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open as long as the process is
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, stays open as long as the process runs
     return device
 
 
-def require_single_process(flag):
-    """Raise UserError if `flag`, which needs one process, is given to several."""
+def require_single_process(action):
+    """Raise UserError if `action`, which needs a single process, was started in several."""
     if world_size() > 1:
-        raise UserError(f"{flag} takes one process; start it with python instead of torchrun")
+        raise UserError(f"{action} takes one process; start it with python, not torchrun")
 
 
 def cleanup():
-    """Leave the group of processes."""
+    """Destroy the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank():
-    """Return this process's number, from 0."""
+    """Return this process's rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -74,7 +76,7 @@ def world_size():
 
 
 def all_reduce_sum(tensor):
-    """Return the sum of all processes' tensors, which have one shape."""
+    """Return the sum of all processes' tensors, which must have the same shape."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor

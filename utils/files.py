@@ -1,4 +1,4 @@
-"""Writing files so that a failure loses nothing that was there before."""
+"""Atomic file writing: a failure leaves existing files as they were."""
 
 import glob
 import json
@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 def atomic_write(path, mode="xb"):
     """Open a temporary file beside `path` that replaces it when the block succeeds.
 
-    A failure leaves `path` as it was. Missing folders are made. Raises UserError
+    A failure leaves `path` as it was. Missing folders are created. Raises UserError
     if the file cannot be written.
     """
     path = Path(path)
@@ -32,7 +32,7 @@ def atomic_write(path, mode="xb"):
     except OSError as error:
         raise UserError(f"{path}: cannot write it ({error.strerror or error})") from error
     finally:
-        with suppress(OSError):  # it is there only after a failure
+        with suppress(OSError):  # it exists only after a failure
             temporary.unlink()
 
 
@@ -60,7 +60,7 @@ def check_writable(path):
 
 
 def unique_path(path):
-    """Return `path`, with a number added to its name if such a file exists already."""
+    """Return `path`, with a number added to its name if it exists already."""
     path, number = Path(path), 2
     unique = path
     while unique.exists():
