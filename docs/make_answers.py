@@ -46,7 +46,7 @@ AUGMENTATIONS = {
     "(b) left-right": [["--augment", "mirror"]],
     "(c) one pixel left or right": [["--augment", "shift-x"]],
     "(d) one pixel up or down": [["--augment", "shift-y"]],
-    "(e) other classes, as many steps": [
+    "(e) first all classes, same number of steps": [
         ["--augment", *ALL_CLASSES, "-e", 1],
         ["--augment", "-e", 15, "-l", 0.012],  # from the weights of the first
     ],
