@@ -8,8 +8,8 @@ python activations.py 3 --model CNN --checkpoint weights/cnn_k3_f32.pkl
 import argparse
 from pathlib import Path
 
-from data import COLORS, ImageDataset, ImageSource, palette_for, to_gray
-from models import FILE_STEMS, MODEL, NETWORKS, load_network, stage_outputs
+from data import ImageDataset, ImageSource, palette_for, to_gray
+from models import FILE_STEMS, NETWORKS, load_network, stage_outputs
 from pictures.decoding import comparison_rows
 from pictures.plots import save_feature_maps, save_image_grid
 from sources.cifar10 import CLASSES
@@ -22,7 +22,7 @@ from utils.flags import add_image_flags, add_network_flags, add_output_flags
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", metavar="N|FILE", help="index of a test image, counted from 0, or an image file")
-    add_network_flags(parser, "file to load the weights from (the shipped ones)", NETWORKS, MODEL, COLORS)
+    add_network_flags(parser, "file to load the weights from (the shipped ones)", NETWORKS)
     add_image_flags(parser, ImageSource(), CLASSES)
     add_output_flags(parser)
     return parser.parse_args(argv)
@@ -49,7 +49,7 @@ def main(argv):
     folder = args.out_dir / f"activations_{FILE_STEMS[checkpoint.model]}_{name}"
     targets = ImageDataset(image, checkpoint.palette, device).targets(image)
     rows = comparison_rows(image, targets, outputs["finalconv"].cpu(), checkpoint.palette)
-    save_image_grid(folder / "0_image.png", f"image {name}", rows)
+    save_image_grid(folder / "0_image.png", f"{checkpoint.model}, image {name}", rows)
     for number, (stage, (maps,)) in enumerate(outputs.items(), 1):
         size = "{} maps of {}x{}".format(*maps.shape)
         title = f"{checkpoint.model}, {stage}: {size}, each scaled to its own range, which is printed above it"

@@ -6,6 +6,7 @@ python color_regression.py --data sample -e 3   train it on two photographs, off
 """
 
 import argparse
+from dataclasses import asdict
 
 import torch.nn.functional as F
 
@@ -43,14 +44,7 @@ def main(argv):
     device = distributed.setup(args.device)
     source = ImageSource(args.data, args.category, args.holdout)
     network = {"model": MODEL, "kernel": args.kernel, "num_filters": args.num_filters}
-    config = TrainingConfig(
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        learning_rate=args.learn_rate,
-        augment=tuple(args.augment),
-        seed=args.seed,
-        precision=args.precision,
-    )
+    config = TrainingConfig(**{name: vars(args)[name] for name in asdict(TrainingConfig()) if name in args})
     if args.valid or not args.epochs:
         distributed.require_single_process("validation")
         net, checkpoint = load_network(args.checkpoint, **network)

@@ -7,19 +7,21 @@ python colorization.py --colorize photo.jpg     color your own photographs
 """
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
-from data import COLORS, ImageSource, palette_for
-from models import CLASSIFIERS, MODEL, load_network, new_network
+from data import ImageSource, palette_for
+from models import CLASSIFIERS, load_network, new_network
 from pictures.colorize import WORKING_SIZE, colorize_files
 from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
 from training.loop import TrainingConfig, seed_everything
 from training.run import run_training, run_validation
 from utils import distributed
+from utils.checkpoint import COLORS
 from utils.console import UserError, run
 from utils.files import check_writable
-from utils.flags import add_action_flags, add_network_flags, add_number, add_training_flags, number
+from utils.flags import add_action_flags, add_network_flags, add_number, add_training_flags
 
 
 def parse(argv):
@@ -27,26 +29,20 @@ def parse(argv):
     text = "color these image files, and the images in these folders, into --out-dir"
     add_action_flags(parser).add_argument("--colorize", nargs="+", type=Path, metavar="FILE", help=text)
     weights = "file to save the weights to; with --valid or --colorize: to load (the shipped ones)"
-    add_network_flags(parser, weights, CLASSIFIERS, MODEL, COLORS)
+    add_network_flags(parser, weights, CLASSIFIERS)
     config = TrainingConfig()
     add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
 
     group = parser.add_argument_group("loss")
     group.add_argument("--rebalance", action="store_true", help="give rare colors more weight (Zhang et al. 2016)")
-    weight, text = number(float, 0, 1e6, "a weight"), "add W times the squared error of the smooth prediction's chroma"
-    add_number(group, "--picture-weight", kind=weight, default=config.picture_weight, text=text, metavar="W")
+    text = "add W times the squared error of the smooth prediction's chroma"
+    add_number(group, "--picture-weight", default=config.picture_weight, low=0, high=1e6, text=text, metavar="W")
 
     group = parser.add_argument_group("smooth prediction (the mean color under sharpened probabilities)")
-    pixels, text = (
-        number(int, 4, 2048, "a number of pixels"),
-        "longer side of the copy that --colorize shows the network",
-    )
-    add_number(group, "--working-size", kind=pixels, default=WORKING_SIZE, text=text)
-    temperature, text = (
-        number(float, 0.01, 100, "a temperature"),
-        "of the softmax: lower gives bolder colors, higher gives paler ones",
-    )
-    add_number(group, "--temperature", kind=temperature, default=config.temperature, text=text, metavar="T")
+    text = "longer side of the copy that --colorize shows the network"
+    add_number(group, "--working-size", default=WORKING_SIZE, low=4, high=2048, text=text)
+    text = "of the softmax: lower gives bolder colors, higher gives paler ones"
+    add_number(group, "--temperature", default=config.temperature, low=0.01, high=100, text=text, metavar="T")
     return parser.parse_args(argv)
 
 
@@ -64,34 +60,24 @@ def main(argv):
     device = distributed.setup(args.device)
     source = ImageSource(args.data, args.category, args.holdout)
     network = {"model": args.model, "kernel": args.kernel, "num_filters": args.num_filters}
-    if args.colorize:
-        distributed.require_single_process("--colorize")
+    if args.colorize or args.valid:
+        distributed.require_single_process("--colorize" if args.colorize else "--valid")
         net, checkpoint = load_classifier(args.checkpoint, args.colors, source, **network)
-        check_writable(args.out_dir / "before_and_after.png")
-        print(checkpoint)
-        net = net.to(device)
-        colorize_files(args.colorize, args.out_dir, net, checkpoint.palette, args.working_size, args.temperature)
-    elif args.valid:
-        distributed.require_single_process("--valid")
-        net, checkpoint = load_classifier(args.checkpoint, args.colors, source, **network)
-        run_validation(net.to(device), checkpoint, source, args.out_dir, args.temperature, args.json)
+        net.to(device)
+        if args.colorize:
+            check_writable(args.out_dir / "before_and_after.png")
+            print(checkpoint)
+            settings = {"working_size": args.working_size, "temperature": args.temperature}
+            colorize_files(args.colorize, args.out_dir, net, checkpoint.palette, **settings)
+        else:
+            run_validation(net, checkpoint, source, args.out_dir, args.temperature, args.json)
     else:
-        config = TrainingConfig(
-            epochs=args.epochs,
-            batch_size=args.batch_size,
-            learning_rate=args.learn_rate,
-            augment=tuple(args.augment),
-            seed=args.seed,
-            precision=args.precision,
-            rebalance=args.rebalance,
-            picture_weight=args.picture_weight,
-            temperature=args.temperature,
-        )
+        config = TrainingConfig(**{name: getattr(args, name) for name in asdict(TrainingConfig())})
         seed_everything(config.seed)
         if args.start_from:
             net, checkpoint = load_classifier(args.start_from, args.colors, source, **network)
         else:
-            net, checkpoint = new_network(palette_for(args.colors or COLORS, source, config.seed), **network)
+            net, checkpoint = new_network(palette_for(args.colors or str(COLORS), source, config.seed), **network)
         files = {"out_dir": args.out_dir, "path": args.checkpoint, "start_from": args.start_from}
         run_training(net.to(device), checkpoint, source, config, **files, resume=args.resume, plot=args.plot)
     distributed.cleanup()

@@ -20,18 +20,12 @@ import torch
 from sources.cifar10 import CLASSES, contains_cifar10, load_cifar10
 from sources.image_files import array_images, folder_images, sample_images
 from sources.unpickling import unpickle
-from utils.checkpoint import check_palette
+from utils.checkpoint import COLORS, check_palette
 from utils.console import UserError, run
 from utils.files import PROJECT, atomic_write
-from utils.flags import add_image_flags, number
+from utils.flags import add_image_flags, add_number
 
 MAX_SCANNED_IMAGES = 50_000  # larger data sets are sampled before training, not read whole
-COLORS = "24"  # the default
-
-
-def default_cifar10_folder():
-    """Return the folder that CIFAR-10 is read from, and downloaded to."""
-    return Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10")
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,9 @@ class ImageSource:
     name: str = "cifar10"  # or "sample", a folder of images or of CIFAR-10, or an .npy file
     category: str = "horse"  # of CIFAR-10, or "all"
     holdout: int = 0  # training images of each class to validate on, instead of the test images
-    folder: Path = field(default_factory=default_cifar10_folder)  # where "cifar10" is
+    folder: Path = field(  # where "cifar10" is, and is downloaded to
+        default_factory=lambda: Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10")
+    )
 
     @property
     def cifar10_folder(self):
@@ -260,11 +256,8 @@ def palette_for(colors, source, seed=0):
 
 def main(argv):
     parser = argparse.ArgumentParser(description="Fit a palette to all training pixels by k-means.")
-    colors = number(int, 2, 256, "a number of colors")
-    parser.add_argument(
-        "-c", "--colors", type=colors, default=int(COLORS), metavar="K", help="number of colors (%(default)s)"
-    )
-    parser.add_argument("-s", "--seed", type=int, default=0, metavar="N", help="seed of k-means (%(default)s)")
+    add_number(parser, "-c", "--colors", default=COLORS, low=2, high=256, text="number of colors", metavar="K")
+    add_number(parser, "-s", "--seed", default=0, low=0, high=2**32 - 1, text="seed of k-means")
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (color/color_kmeans*.npy)")
     add_image_flags(parser, ImageSource(), CLASSES)
     args = parser.parse_args(argv)

@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.checkpoint import KERNEL, NUM_FILTERS, Checkpoint, load_checkpoint
+from utils.checkpoint import COLORS, KERNEL, MODEL, NUM_FILTERS, Checkpoint, load_checkpoint
 from utils.console import UserError, print_table, run
 from utils.files import PROJECT
+
+STRIDE = 4  # pixels of the image for one of the bottleneck; sizes must be multiples of it
 
 
 class MyConv2d(nn.Module):
@@ -108,8 +110,8 @@ def up_block(conv):
 def check_size(x):
     """Raise ValueError unless height and width can be halved twice."""
     height, width = x.shape[-2:]
-    if height % 4 or width % 4 or not height or not width:
-        raise ValueError(f"the image is {height}x{width}: height and width must be multiples of 4")
+    if height % STRIDE or width % STRIDE or not height or not width:
+        raise ValueError(f"the image is {height}x{width}: height and width must be multiples of {STRIDE}")
 
 
 class CNN(nn.Module):
@@ -141,9 +143,6 @@ class RegressionCNN(CNN):
     """The regression baseline: gray (N, 1, H, W) -> red, green, blue (N, 3, H, W)."""
 
     conv = nn.Conv2d
-
-    def __init__(self, kernel, num_filters):
-        super().__init__(kernel, num_filters, num_colors=3)
 
 
 class UNet(nn.Module):
@@ -182,20 +181,19 @@ class DilatedUNet(UNet):
 
 NETWORKS = {"RegressionCNN": RegressionCNN, "CNN": CNN, "UNet": UNet, "DUNet": DilatedUNet}
 CLASSIFIERS = ("CNN", "UNet", "DUNet")  # those that take a palette
-MODEL = "UNet"  # the default
 FILE_STEMS = {"RegressionCNN": "regression_cnn", "CNN": "cnn", "UNet": "unet", "DUNet": "dunet"}
 
 
-def create_model(model, kernel, num_filters, num_colors):
-    """Return a new network, `model` being a key of NETWORKS; RegressionCNN ignores `num_colors`."""
-    settings = (kernel, num_filters, num_colors) if model in CLASSIFIERS else (kernel, num_filters)
-    return NETWORKS[model](*settings).to(memory_format=torch.channels_last)  # same results, faster convolutions
+def create_model(model, kernel, num_filters, num_colors=3):
+    """Return a new network, `model` being a key of NETWORKS; one that predicts RGB has 3 colors."""
+    net = NETWORKS[model](kernel, num_filters, num_colors)
+    return net.to(memory_format=torch.channels_last)  # same results, faster convolutions
 
 
 def new_network(palette, model=None, kernel=None, num_filters=None):
     """Return (a new network, its Checkpoint). None selects a default; without a palette it predicts RGB."""
     model, kernel, num_filters = model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS
-    net = create_model(model, kernel, num_filters, None if palette is None else len(palette))
+    net = create_model(model, kernel, num_filters, 3 if palette is None else len(palette))
     return net, Checkpoint(model, kernel, num_filters, palette, net.state_dict())
 
 
@@ -212,7 +210,7 @@ def load_network(path, model=None, kernel=None, num_filters=None, palette=None):
     if (checkpoint.palette is not None) != (checkpoint.model in CLASSIFIERS):
         needs = "needs a palette; name it with" if checkpoint.palette is None else "takes no palette; leave out"
         raise UserError(f"{path}: a {checkpoint.model} {needs} --colors")
-    num_colors = None if checkpoint.palette is None else len(checkpoint.palette)
+    num_colors = 3 if checkpoint.palette is None else len(checkpoint.palette)
     net = create_model(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors)
     try:
         load_weights(net, checkpoint.state_dict)
@@ -298,7 +296,8 @@ def print_stages(net, size=32):
 def main(argv):
     parser = argparse.ArgumentParser(description="Print a table of a network's stages and a sketch of their sizes.")
     parser.add_argument("model", choices=NETWORKS)
-    print_stages(create_model(parser.parse_args(argv).model, KERNEL, NUM_FILTERS, num_colors=24))
+    model = parser.parse_args(argv).model
+    print_stages(create_model(model, KERNEL, NUM_FILTERS, COLORS if model in CLASSIFIERS else 3))
 
 
 if __name__ == "__main__":

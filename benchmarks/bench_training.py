@@ -32,7 +32,7 @@ sys.path.insert(0, str(PROJECT))
 from data import ImageDataset, ImageSource, Quantizer, load_palette, palette_path, to_gray
 from models import UNet, create_model
 from training.evaluation import evaluate
-from training.loop import Trainer, TrainingConfig, choose_precision, choose_step, tune_malloc
+from training.loop import Trainer, TrainingConfig, choose_step, tune_malloc
 from utils.distributed import choose_device
 
 HANDOUT_LOSS = 1.3787  # of the handout's UNet, on its palette
@@ -85,7 +85,7 @@ def our_loop(images, palette, device, num_filters=32, batch_size=100):
     """Return a function that trains this package's UNet for one epoch, or for so many steps with random images."""
     net, config = create_model("UNet", 3, num_filters, len(palette)).to(device), TrainingConfig()
     dataset = ImageDataset(images, palette, device)
-    trainer = Trainer(net, dataset, config.augment, choose_precision(config.precision, device))
+    trainer = Trainer(net, dataset, config)
     trainer.model.train()
     trainer.learning_rate.fill_(0.001)
     step = choose_step(trainer)

@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import to_gray
-from models import predict
+from models import STRIDE, predict
 from pictures.decoding import TEMPERATURE, apply_chroma, decode_annealed_mean
 from pictures.plots import save_image_grid
 from sources.image_files import list_image_files, read_image
@@ -26,10 +26,10 @@ THUMBNAIL = 240  # longer side of each of them, in pixels
 def predict_chroma(net, palette, image, working_size=WORKING_SIZE, temperature=TEMPERATURE):
     """Return the chroma that a network predicts for an RGB image: its colors minus their mean, (1, 3, h, w).
 
-    The network's input is at most `working_size` pixels on its longer side; both sides are multiples of 4.
+    The network's input is at most `working_size` pixels on its longer side; both sides are multiples of STRIDE.
     """
     scale = min(1, working_size / max(image.size))
-    size = [max(4, 4 * round(side * scale / 4)) for side in image.size]
+    size = [max(STRIDE, STRIDE * round(side * scale / STRIDE)) for side in image.size]
     small = np.array(image.resize(size, Image.Resampling.BOX, reducing_gap=2))  # (h, w, 3)
     gray = to_gray(torch.from_numpy(small).permute(2, 0, 1)[None])  # (1, 1, h, w)
     colors = decode_annealed_mean(predict(net, gray).cpu(), palette, gray, temperature)  # (1, 3, h, w)

@@ -55,11 +55,8 @@ def mean_and_per_image(values):
 
 def to_json(values):
     """Return values as a number or a list, rounded to six decimals; values that are not finite become None."""
-    values = np.asarray(values, np.float64)
-    rounded = np.where(np.isfinite(values), np.round(values, 6), np.nan).tolist()
-    if values.ndim:
-        return [None if value != value else value for value in rounded]
-    return None if rounded != rounded else rounded
+    values = np.asarray(values, np.float64).round(6)
+    return np.where(np.isfinite(values), values, None).tolist()
 
 
 def lab(pictures):

@@ -217,7 +217,7 @@ def trained(cifar, small_palette):
         (["--model", "CNN"], "u.pkl: its model is UNet, not CNN"),
         (["-f", "8"], "its num filters is 4, not 8"),
         (["-k", "5"], "its kernel is 3, not 5"),
-        (["-c", "24"], "made with another palette; leave --colors out"),
+        (["-c", "24"], "not made with the palette of --colors"),
         (["-c", "gone.npy"], "gone.npy: cannot read the palette"),
         (["-c", "1"], "--colors 1: 2 to 256"),
         (["--category", "zebra"], "invalid choice: 'zebra'"),

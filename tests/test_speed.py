@@ -17,13 +17,13 @@ SMALL = ["-e", "2", "-f", "2", "-b", "8"]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def trained(device=CPU, precision=torch.float32):
+def trained(device=CPU, precision="fp32"):
     """Train a small network for three epochs of four batches, the last one smaller; return it and the rows."""
     seed_everything(0)
     dataset = ImageDataset(random_images(15), PALETTE, device)
     net = create_model("UNet", 3, 4, 5).to(device)
-    config = TrainingConfig(epochs=3, batch_size=4, learning_rate=0.01)
-    return net, list(train(Trainer(net, dataset, ("mirror", "shift-x"), precision), dataset, config))
+    config = TrainingConfig(epochs=3, batch_size=4, learning_rate=0.01, precision=precision)
+    return net, list(train(Trainer(net, dataset, config), dataset))
 
 
 def same(first, second, **tolerance):
@@ -38,7 +38,7 @@ def test_precision_is_chosen_for_the_device():
 
 
 def test_bfloat16_learns_alike_and_keeps_weights_in_float32():
-    (net, rows), (half, half_rows) = trained(), trained(precision=torch.bfloat16)
+    (net, rows), (half, half_rows) = trained(), trained(precision="bf16")
     assert half_rows[-1]["train_loss"] == pytest.approx(rows[-1]["train_loss"], rel=0.02)
     assert half_rows[-1]["train_loss"] != rows[-1]["train_loss"]
     assert all(value.dtype == torch.float32 for value in half.parameters())
@@ -103,7 +103,7 @@ def broken_graph(error):
 def test_a_recording_that_fails_says_so_and_training_runs_on(graphed_on_cpu, monkeypatch, capsys):
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    trainer = Trainer(create_model("UNet", 3, 4, 5), ImageDataset(random_images(8), PALETTE, CPU))
+    trainer = Trainer(create_model("UNet", 3, 4, 5), ImageDataset(random_images(8), PALETTE, CPU), TrainingConfig())
     step = GraphedStep(trainer)
     step.warmup_step = trainer.step
     step.WARMUP_STEPS = 0
@@ -148,7 +148,7 @@ def test_a_recorded_step_is_the_plain_one_on_cuda(monkeypatch, capsys):
 def test_nothing_waits_for_the_gpu_within_an_epoch():
     device = torch.device("cuda")
     dataset = ImageDataset(random_images(15), PALETTE, device)
-    trainer = Trainer(create_model("UNet", 3, 4, 5).to(device), dataset, ["mirror", "shift-x"])
+    trainer = Trainer(create_model("UNet", 3, 4, 5).to(device), dataset, TrainingConfig())
     trainer.step(dataset.images[:4])
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -162,6 +162,6 @@ def test_nothing_waits_for_the_gpu_within_an_epoch():
 def test_images_may_stay_on_the_cpu():
     net, dataset = create_model("UNet", 3, 4, 5).cuda(), ImageDataset(random_images(15), PALETTE, CPU)
     config = TrainingConfig(epochs=2, batch_size=4, learning_rate=0.01)
-    rows = list(train(Trainer(net, dataset, ["mirror"]), dataset, config))
+    rows = list(train(Trainer(net, dataset, config), dataset))
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     assert net(to_gray(dataset.images.cuda())).shape == (15, 5, 8, 8)

@@ -75,7 +75,7 @@ def test_validation_is_exact_for_any_batch_size():
         assert metrics["loss"] == pytest.approx(share * unlikely + (1 - share) * (unlikely + 0.5), abs=1e-6)
         assert metrics["accuracy"] == pytest.approx(share, abs=1e-7)
     for model, palette in (("UNet", PALETTE), ("RegressionCNN", None)):
-        net, dataset = create_model(model, 3, 4, 5), random_dataset(11, palette)
+        net, dataset = create_model(model, 3, 4, 3 if palette is None else 5), random_dataset(11, palette)
         first = evaluate(net, dataset, 11)
         assert first.keys() == ({"loss"} if palette is None else {"loss", "accuracy"})
         for batch_size in (1, 3, 4):
@@ -139,7 +139,7 @@ def test_adam_is_pytorchs():
         reference.step()
         reference.zero_grad()
         ours.step(torch.tensor(rate))
-        ours.zero_grad()
+        mine.zero_grad()
     for got, expected in zip(mine.parameters(), theirs.parameters()):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
         assert got.grad is None
@@ -194,7 +194,7 @@ def rows_of_training(net, images, palette=PALETTE, **changes):
     """Train on images, validate on the first three of them, and yield the rows of metrics."""
     config = TrainingConfig(**{"epochs": 2, "batch_size": 4, "learning_rate": 0.01} | changes)
     dataset, valid = ImageDataset(images, palette, CPU), ImageDataset(images[:3], palette, CPU)
-    return train(Trainer(net, dataset, config.augment), valid, config)
+    return train(Trainer(net, dataset, config), valid)
 
 
 def test_every_epoch_shows_every_image_once_in_a_new_order():
@@ -223,7 +223,7 @@ def test_training_learns_and_reports_what_it_measures():
 
 
 def test_a_regression_has_no_accuracy():
-    net = create_model("RegressionCNN", 3, 4, None)
+    net = create_model("RegressionCNN", 3, 4)
     rows = list(rows_of_training(net, random_images(12), palette=None))
     assert rows[0].keys() == {"epoch", "train_loss", "valid_loss", "learning_rate", "seconds"}
     assert rows[1]["train_loss"] < rows[0]["train_loss"]
@@ -235,7 +235,7 @@ def test_a_step_is_the_one_of_plain_pytorch():
     net, dataset = create_model("UNet", 3, 4, 5), random_dataset(6)
     reference = copy.deepcopy(net)
     optimizer = torch.optim.Adam(reference.parameters(), lr=0.01)
-    trainer = Trainer(net, dataset)
+    trainer = Trainer(net, dataset, TrainingConfig(augment=()))
     trainer.learning_rate.fill_(0.01)
     for _ in range(2):
         metrics = trainer.step(dataset.images)

@@ -52,7 +52,7 @@ class GraphedStep:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             print(f"CUDA graph capture failed ({reason:.150}); training continues without it", flush=True)
-            self.trainer.optimizer.zero_grad()  # those of the captured step
+            self.trainer.model.zero_grad()  # those of the captured step
             self.failed = True
             return False
         self.graph = graph

@@ -36,7 +36,7 @@ class TrainingConfig:
     seed: int = 0
     precision: str = "auto"
     rebalance: bool = False  # give rare colors more weight in the loss
-    picture_weight: float = 0  # weight of the decoded colors' squared error in the loss
+    picture_weight: float = 0.0  # weight of the decoded colors' squared error in the loss
     temperature: float = TEMPERATURE  # of the softmax that decodes them
 
 
@@ -47,15 +47,12 @@ class Trainer:
     on CUDA, and those of each process's part on the CPU.
     """
 
-    def __init__(
-        self, net, dataset, transforms=(), dtype=torch.float32, rebalance=False, picture_weight=0, temperature=1
-    ):
-        self.averaged_model, self.dataset = net, dataset
-        self.transforms, self.dtype = transforms, dtype
-        self.picture_weight, self.temperature = picture_weight, temperature
+    def __init__(self, net, dataset, config):
+        self.averaged_model, self.dataset, self.config = net, dataset, config
         self.device = device_of(net)
+        self.dtype = choose_precision(config.precision, self.device)
         self.palette = None if dataset.palette is None else palette_tensor(dataset.palette, self.device)
-        self.class_weights = class_weights(dataset).to(self.device) if rebalance else None
+        self.class_weights = class_weights(dataset).to(self.device) if config.rebalance else None
         self.model = copy.deepcopy(net)
         several = distributed.world_size() > 1
         if several and self.device.type == "cuda":
@@ -72,7 +69,7 @@ class Trainer:
         `scale` multiplies the loss, for a process that has only a part of a batch. Nothing here
         synchronizes with the device.
         """
-        images = augment(images, self.transforms)
+        images = augment(images, self.config.augment)
         targets = self.dataset.targets(images)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             outputs = self.forward(to_gray(images))
@@ -80,7 +77,7 @@ class Trainer:
         loss = self.loss(outputs, targets, images)
         (loss * scale).backward()
         self.optimizer.step(self.learning_rate)
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         update_average(self.averaged_model, self.model, averaging_weight(self.optimizer.steps[0]))
         metrics = [loss.detach()] if self.palette is None else [loss.detach(), accuracy(outputs, targets)]
         return torch.stack(metrics)
@@ -90,8 +87,9 @@ class Trainer:
         if self.palette is None:
             return F.mse_loss(outputs, targets)
         loss = cross_entropy(outputs, targets, self.class_weights)
-        if self.picture_weight:
-            loss = loss + self.picture_weight * chroma_error(outputs, self.palette, images, self.temperature)
+        if self.config.picture_weight:
+            error = chroma_error(outputs, self.palette, images, self.config.temperature)
+            loss = loss + self.config.picture_weight * error
         return loss
 
     def state_dict(self):
@@ -104,21 +102,22 @@ class Trainer:
             getattr(self, name).load_state_dict(part)
 
 
-def train(trainer, valid, config, done=0):
-    """Train from epoch `done` + 1 on; after each epoch, yield its row of metrics, a dict.
+def train(trainer, valid, epochs_done=0):
+    """Train from epoch `epochs_done` + 1 on; after each epoch, yield its row of metrics, a dict.
 
     Adam with a one-cycle learning rate; validation uses `trainer.averaged_model`. Each process
     trains on its part of every batch. Raises UserError if the loss is not finite.
     """
     tune_malloc()
+    config = trainer.config
     images, rank, world_size = trainer.dataset.images, distributed.rank(), distributed.world_size()
     step = choose_step(trainer)
     steps_per_epoch = math.ceil(len(images) / config.batch_size)
-    for epoch in range(done + 1, config.epochs + 1):
+    for epoch in range(epochs_done + 1, config.epochs + 1):
         start = time.perf_counter()
         trainer.model.train()
-        torch.manual_seed(derive_seed(config.seed, epoch, rank))  # for augmentation
-        generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch))
+        torch.manual_seed(derive_seed(config.seed, epoch, 1 + rank))  # for augmentation
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, 0))
         batches = torch.randperm(len(images), generator=generator).to(images.device).split(config.batch_size)
         metrics = []
         for number, batch in enumerate(tqdm(batches, leave=False, disable=True if rank else None, unit="step")):
@@ -197,7 +196,7 @@ def seed_everything(seed):
 
 
 def derive_seed(*parts):
-    """Combine integers into one seed."""
+    """Combine integers, as many at every call, into one seed."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 

@@ -41,11 +41,6 @@ class Adam:
             maximize=False,
         )
 
-    def zero_grad(self):
-        """Clear the gradients."""
-        for p in self.parameters:
-            p.grad = None
-
     def state_dict(self):
         """Return the moving averages and step counts, as lists of tensors."""
         return {"exp_avgs": self.exp_avgs, "exp_avg_sqs": self.exp_avg_sqs, "steps": self.steps}

@@ -17,7 +17,7 @@ from pictures.decoding import apply_chroma, comparison_rows
 from pictures.metrics import measure, print_metrics
 from pictures.plots import save_curve, save_image_grid
 from training.evaluation import METRICS, batch_metrics, format_metrics, predictions
-from training.loop import Trainer, choose_precision, train
+from training.loop import Trainer, train
 from utils import distributed
 from utils.checkpoint import read_torch_file, save_checkpoint, write_torch_file
 from utils.console import UserError
@@ -100,15 +100,14 @@ def run_training(net, checkpoint, source, config, out_dir, path=None, start_from
     path = path or out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
     settings = run_settings(checkpoint, source, config, start_from)
     log = RunLog(replace(checkpoint, data=str(source)), path, out_dir, settings, dataset)
-    loss_terms = config.rebalance, config.picture_weight, config.temperature
-    trainer = Trainer(net, dataset, config.augment, choose_precision(config.precision, device), *loss_terms)
+    trainer = Trainer(net, dataset, config)
     if resume:
         trainer.load_state_dict(log.load_state())
     several = f" in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     counts = f"{len(dataset):,} training and {len(valid):,} validation images"
     print(f"{checkpoint}\n{counts} of {source}, on {device}{several}", flush=True)
     try:
-        for row in train(trainer, valid, config, done=len(log.history)):
+        for row in train(trainer, valid, epochs_done=len(log.history)):
             log.write(row, trainer)
             if plot and is_first:
                 title, ending = f"{checkpoint.model} after epoch {row['epoch']}", f"_epoch{row['epoch']:03}.png"
@@ -119,7 +118,7 @@ def run_training(net, checkpoint, source, config, out_dir, path=None, start_from
             f"stopped; {done if log.history else 'no epoch was complete: nothing is saved'}"
         ) from None
     if is_first:
-        title, metrics = f"{checkpoint.model}, {source}, {config.epochs} epochs", validation_metrics(log.history[-1])
+        title, metrics = f"{checkpoint.model}, {source}, epoch {config.epochs}", validation_metrics(log.history[-1])
         save_curve(log.path_for("_curve.png"), title, log.history)
         save_samples(log.path_for("_images.png"), f"{title}: {format_metrics(metrics)}", net, valid, config.temperature)
         print(f"saved {log.path}, {log.best_path}; {', '.join(str(log.path_for(ending)) for ending in SUFFIXES)}")
@@ -140,7 +139,7 @@ def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None
     print(f"{checkpoint}\n{len(valid):,} images of {source}: {format_metrics(metrics)}")
     path = out_dir / f"{checkpoint.model.lower()}_valid.png"
     samples = {label: row[:NUM_SAMPLES] for label, row in rows.items()}
-    save_image_grid(path, f"{checkpoint.model}: {format_metrics(metrics)}", samples)
+    save_image_grid(path, f"{checkpoint.model}, {source}: {format_metrics(metrics)}", samples)
     print(f"saved {path}")
 
     gray = rows["gray input"][:, :1]

@@ -15,7 +15,7 @@ from utils.files import atomic_write
 
 FORMAT = "colorization checkpoint 2"
 OLD_FORMAT = "colorization checkpoint 1"  # stores the metrics under "figures"
-KERNEL, NUM_FILTERS = 3, 32  # the defaults
+MODEL, KERNEL, NUM_FILTERS, COLORS = "UNet", 3, 32, 24  # the defaults
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
         except Exception as error:  # a hostile file's entries may be of any type
             raise UserError(f"{path}: a checkpoint with wrong or missing entries ({error}); train it again") from error
         if palette is not None and not np.array_equal(checkpoint.palette, palette):
-            raise UserError(f"{path}: made with another palette; leave --colors out or name another file")
+            raise UserError(f"{path}: not made with the palette of --colors; leave that flag out or name another file")
         return checkpoint
     if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
         raise UserError(f"{path}: a PyTorch file, but neither a checkpoint of this package nor a state dict")

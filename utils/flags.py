@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from utils.checkpoint import KERNEL, NUM_FILTERS
+from utils.checkpoint import COLORS, KERNEL, MODEL, NUM_FILTERS
 
 
 def number(kind, low, high, what):
@@ -21,9 +21,10 @@ def number(kind, low, high, what):
     return parse
 
 
-def add_number(group, *names, kind, default, text, metavar="N"):
-    """Add a flag that takes a number; `kind` is its argparse type, and its help ends with the default."""
-    group.add_argument(*names, type=kind, default=default, metavar=metavar, help=f"{text} (%(default)s)")
+def add_number(group, *names, default, low, high, text, metavar="N", **more):
+    """Add a flag that takes a number of the default's type, from `low` to `high`; its help ends with the default."""
+    kind = number(type(default), low, high, "a number")
+    group.add_argument(*names, type=kind, default=default, metavar=metavar, help=f"{text} (%(default)s)", **more)
 
 
 def odd_kernel(text):
@@ -46,12 +47,12 @@ def add_action_flags(parser, default="train"):
     return group
 
 
-def add_network_flags(parser, checkpoint_help, models=None, model=None, colors=None):
+def add_network_flags(parser, checkpoint_help, models=None):
     """Add the flags that describe a network; --model and --colors only for scripts with a choice of networks."""
     group = parser.add_argument_group("network (a checkpoint's own values replace the defaults)")
     if models:
-        group.add_argument("-m", "--model", choices=models, help=f"the network ({model})")
-        group.add_argument("-c", "--colors", metavar="K|FILE", help=f"number of colors, or a palette file ({colors})")
+        group.add_argument("-m", "--model", choices=models, help=f"the network ({MODEL})")
+        group.add_argument("-c", "--colors", metavar="K|FILE", help=f"number of colors, or a palette file ({COLORS})")
     count = number(int, 1, 1024, "a number of filters")
     names = "-f", "--num-filters", "--num_filters"
     group.add_argument("-k", "--kernel", type=odd_kernel, metavar="N", help=f"filter size, odd ({KERNEL})")
@@ -81,20 +82,16 @@ def add_output_flags(parser):
 def add_training_flags(parser, config, source, classes, transforms):
     """Add the flags of training and validation, with the defaults of a TrainingConfig and an ImageSource."""
     group = add_image_flags(parser, source, classes)
-    images, text = (
-        number(int, 0, 10**6, "a number of images"),
-        "validate on N training images of each class, left out of training",
-    )
-    add_number(group, "--holdout", kind=images, default=source.holdout, text=text)
+    text = "validate on N training images of each class, left out of training"
+    add_number(group, "--holdout", default=source.holdout, low=0, high=10**6, text=text)
 
     group = parser.add_argument_group("training")
-    epochs, size = number(int, 1, 10_000, "a number of epochs"), number(int, 2, 100_000, "a batch size")
-    rate, seed = number(float, 1e-8, 10, "a learning rate"), number(int, 0, 2**32 - 1, "a seed")
-    add_number(group, "-e", "--epochs", kind=epochs, default=config.epochs, text="passes over the training images")
-    add_number(group, "-b", "--batch-size", kind=size, default=config.batch_size, text="images per step")
-    text = "peak of the learning rate"
-    add_number(group, "-l", "--learn-rate", kind=rate, default=config.learning_rate, text=text, metavar="RATE")
-    add_number(group, "-s", "--seed", kind=seed, default=config.seed, text="random seed")
+    text = "passes over the training images"
+    add_number(group, "-e", "--epochs", default=config.epochs, low=1, high=10_000, text=text)
+    add_number(group, "-b", "--batch-size", default=config.batch_size, low=2, high=100_000, text="images per step")
+    rate = {"default": config.learning_rate, "low": 1e-8, "high": 10, "text": "peak of the learning rate"}
+    add_number(group, "-l", "--learn-rate", **rate, metavar="RATE", dest="learning_rate")
+    add_number(group, "-s", "--seed", default=config.seed, low=0, high=2**32 - 1, text="random seed")
     text = f"random transforms of training images; without names: none ({' '.join(config.augment)})"
     group.add_argument("--augment", nargs="*", choices=transforms, default=config.augment, help=text)
     text = "arithmetic of training; auto: bf16 on GPUs that support it, else fp32 (%(default)s)"
