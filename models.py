@@ -28,25 +28,17 @@ class MyConv2d(nn.Module):
     kernels only). Weights and biases are initialized uniformly in ±1/sqrt(fan_in).
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, padding=None):
+    def __init__(self, in_channels, out_channels, kernel_size, padding=None, dilation=0):
         super().__init__()
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = kernel_size
-        self.padding = (self.effective_size() - 1) // 2 if padding is None else padding
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.dilation = kernel_size, dilation
+        effective_size = kernel_size + (kernel_size - 1) * dilation  # pixels that the filter covers along one side
+        self.padding = (effective_size - 1) // 2 if padding is None else padding
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels))
         bound = 1 / math.sqrt(in_channels * kernel_size**2)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
-
-    def effective_size(self):
-        """Return the filter's width in pixels, dilation included."""
-        return self.kernel_size
-
-    def filters(self):
-        """Return the filters as applied to the image: (out, in, effective size, effective size)."""
-        return self.weight
 
     def forward(self, x, extra=None):
         """Convolve x, or x and `extra` concatenated along the channels.
@@ -54,14 +46,14 @@ class MyConv2d(nn.Module):
         The result is that of torch.cat([x, extra], 1), computed as a sum of two convolutions. This
         makes a UNet's training step 7 % faster: CPUs are slow with 25 channels, fast with 24 and 1.
         """
-        filters = self.filters()
+        settings = {"padding": self.padding, "dilation": self.dilation + 1}
         if extra is None:
-            return F.conv2d(x, filters, self.bias, padding=self.padding)
-        of_x, of_extra = filters.split([x.shape[1], extra.shape[1]], 1)
-        return F.conv2d(x, of_x, self.bias, padding=self.padding) + F.conv2d(extra, of_extra, padding=self.padding)
+            return F.conv2d(x, self.weight, self.bias, **settings)
+        for_x, for_extra = self.weight.split([x.shape[1], extra.shape[1]], 1)
+        return F.conv2d(x, for_x, self.bias, **settings) + F.conv2d(extra, for_extra, **settings)
 
     def extra_repr(self):
-        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, dilation={self.dilation}"
 
 
 class MyDilatedConv2d(MyConv2d):
@@ -72,20 +64,7 @@ class MyDilatedConv2d(MyConv2d):
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, padding=None, dilation=1):
-        self.dilation = dilation
-        super().__init__(in_channels, out_channels, kernel_size, padding)
-
-    def effective_size(self):
-        return self.kernel_size + (self.kernel_size - 1) * self.dilation
-
-    def filters(self):
-        size = self.effective_size()
-        spread = self.weight.new_zeros(self.out_channels, self.in_channels, size, size)
-        spread[:, :, :: self.dilation + 1, :: self.dilation + 1] = self.weight
-        return spread
-
-    def extra_repr(self):
-        return f"{super().extra_repr()}, dilation={self.dilation}"
+        super().__init__(in_channels, out_channels, kernel_size, padding, dilation)
 
 
 def down_block(conv):
