@@ -46,9 +46,9 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def load_classifier(path, colors, source, **network):
+def load_classifier(path, colors, source, seed, **network):
     """Return (the network stored in a file, its Checkpoint); None means the shipped file. Raises UserError."""
-    palette = palette_for(colors, source) if colors else None
+    palette = palette_for(colors, source, seed) if colors else None
     net, checkpoint = load_network(path, palette=palette, **network)
     if checkpoint.palette is None:
         raise UserError(f"{path}: a {checkpoint.model} predicts RGB, not palette colors; use color_regression.py")
@@ -62,7 +62,7 @@ def main(argv):
     network = {"model": args.model, "kernel": args.kernel, "num_filters": args.num_filters}
     if args.colorize or args.valid:
         distributed.require_single_process("--colorize" if args.colorize else "--valid")
-        net, checkpoint = load_classifier(args.checkpoint, args.colors, source, **network)
+        net, checkpoint = load_classifier(args.checkpoint, args.colors, source, args.seed, **network)
         net.to(device)
         if args.colorize:
             check_writable(args.out_dir / "before_and_after.png")
@@ -75,7 +75,7 @@ def main(argv):
         config = TrainingConfig(**{name: getattr(args, name) for name in asdict(TrainingConfig())})
         seed_everything(config.seed)
         if args.start_from:
-            net, checkpoint = load_classifier(args.start_from, args.colors, source, **network)
+            net, checkpoint = load_classifier(args.start_from, args.colors, source, args.seed, **network)
         else:
             net, checkpoint = new_network(palette_for(args.colors or str(COLORS), source, config.seed), **network)
         files = {"out_dir": args.out_dir, "path": args.checkpoint, "start_from": args.start_from}

@@ -22,7 +22,7 @@ from sources.image_files import array_images, folder_images, sample_images
 from sources.unpickling import unpickle
 from utils.checkpoint import COLORS, check_palette
 from utils.console import UserError, run
-from utils.files import PROJECT, atomic_write
+from utils.files import PROJECT, atomic_write, check_writable
 from utils.flags import add_image_flags, add_number
 
 MAX_SCANNED_IMAGES = 50_000  # larger data sets are sampled before training, not read whole
@@ -43,8 +43,8 @@ class ImageSource:
     def cifar10_folder(self):
         """The folder of CIFAR-10, or None for another source."""
         if self.name == "cifar10":
-            return self.folder
-        return Path(self.name) if contains_cifar10(self.name) else None
+            return self.folder.expanduser()
+        return Path(self.name) if self.name != "sample" and contains_cifar10(self.name) else None
 
     def training_images(self):
         """Return the images to train on. Raises UserError."""
@@ -68,7 +68,7 @@ class ImageSource:
             images = folder_images(self.name, train)
         else:
             raise UserError(f"--data {self.name}: not cifar10, sample, a folder of images or an .npy file")
-        return images, torch.zeros(len(images), dtype=torch.int64)
+        return images, torch.zeros((), dtype=torch.int64).expand(len(images))
 
     def __str__(self):
         if self.cifar10_folder:
@@ -266,6 +266,7 @@ def main(argv):
     if not source.cifar10_folder and not args.output:
         raise UserError(f"--data {args.data} needs --output FILE: color/ contains only palettes of CIFAR-10")
     output = args.output or palette_path(args.colors, args.category)
+    check_writable(output)
     palette, distance = fit_palette(subsample(source.training_images()), args.colors, args.seed)
     with atomic_write(output) as file:
         np.save(file, palette, allow_pickle=False)

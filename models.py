@@ -187,11 +187,11 @@ def load_network(path, model=None, kernel=None, num_filters=None, palette=None):
     if checkpoint.model not in NETWORKS:
         raise UserError(f"{path}: unknown network {checkpoint.model}; the known ones are {', '.join(NETWORKS)}")
     if (checkpoint.palette is not None) != (checkpoint.model in CLASSIFIERS):
-        needs = "needs a palette; name it with" if checkpoint.palette is None else "takes no palette; leave out"
-        raise UserError(f"{path}: a {checkpoint.model} {needs} --colors")
+        needs = "needs its palette; name that" if checkpoint.palette is None else "has no palette; do not name one"
+        raise UserError(f"{path}: a {checkpoint.model} {needs} with --colors")
     num_colors = 3 if checkpoint.palette is None else len(checkpoint.palette)
-    net = create_model(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors)
     try:
+        net = create_model(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors)
         load_weights(net, checkpoint.state_dict)
     except Exception as error:  # a hostile file's entries may be of any type
         why = re.sub(r"Error\(s\) in .*?:", "", " ".join(str(error).split()))

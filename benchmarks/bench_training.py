@@ -118,6 +118,7 @@ def throughput(images, palette, device, rounds):
     for make_loop in (our_loop, plain_loop):
         here, there = context.Pipe()
         context.Process(target=serve, args=(there, make_loop, images, palette, device), daemon=True).start()
+        there.close()  # so that a process that dies is an EOFError here
         connections.append(here)
     times = []
     for _ in range(rounds + 1):
@@ -192,6 +193,8 @@ def main():
     args = parser.parse_args()
     device = choose_device(args.device)
     source = ImageSource(args.data)
+    if not source.cifar10_folder:
+        sys.exit(f"--data {args.data}: not a folder that contains CIFAR-10")
     flags = ["--device", str(device), "--data", source.cifar10_folder.resolve()]
     palette_file = palette_path(24, "horse")
     images = source.training_images()

@@ -324,6 +324,9 @@ def main(argv):
     parser.add_argument("--data", default="cifar10", help="cifar10, or the folder that contains it")
     args = parser.parse_args(argv)
     source = ImageSource(args.data)
+    if not source.cifar10_folder:
+        raise SystemExit(f"--data {args.data}: not a folder that contains CIFAR-10")
+    source.validation_images()  # downloads CIFAR-10 if needed, once for all commands
     data_flags = ["--data", source.cifar10_folder.resolve()]
 
     missing = {name: flags for name, flags in runs().items() if not finished(name)}

@@ -46,10 +46,13 @@ def load_cifar10(data_dir, categories, train):
     with local_rank0_first():
         folder = batches_folder(data_dir)
     wanted = [CLASSES.index(name) for name in categories]
-    images, labels = zip(*(read_batch(folder / name) for name in (TRAIN_FILES if train else TEST_FILES)))
-    images, labels = np.concatenate(images), np.concatenate(labels)
-    chosen = np.isin(labels, wanted)
-    return torch.from_numpy(images[chosen]).view(-1, 3, SIZE, SIZE), torch.from_numpy(labels[chosen])
+    parts = []
+    for name in TRAIN_FILES if train else TEST_FILES:
+        images, labels = read_batch(folder / name)
+        chosen = np.isin(labels, wanted)  # at once, so that no more is kept in memory
+        parts.append((images[chosen], labels[chosen]))
+    images, labels = map(np.concatenate, zip(*parts))
+    return torch.from_numpy(images).view(-1, 3, SIZE, SIZE), torch.from_numpy(labels)
 
 
 def read_batch(path):

@@ -199,7 +199,7 @@ def test_bare_weights_take_their_description_from_the_flags(cifar, small_palette
     assert "DUNet, kernel 3, 4 filters, 5 colors" in capsys.readouterr().out
     assert "name the network with --model" in fails(colorization.main, *flags)
     bare = [*flags[:3], "--model", "DUNet", "-f", "4"]
-    assert "bare.pkl: a DUNet needs a palette; name it with --colors" in fails(colorization.main, *bare)
+    assert "bare.pkl: a DUNet needs its palette; name that with --colors" in fails(colorization.main, *bare)
     assert "bare.pkl: not weights of DUNet" in fails(colorization.main, *flags, "--model", "DUNet")
     assert "bare.pkl: not weights of CNN" in fails(colorization.main, *flags, "--model", "CNN", "-f", "4")
 
@@ -300,21 +300,24 @@ def test_files_that_are_no_checkpoints(trained, fails, tmp_path):
 
 
 def test_checkpoints_that_describe_themselves_wrongly(trained, fails):
-    lies = {
-        "kernel": 10**9 + 1,
-        "num_filters": "many",
-        "model": "GAN",
-        "palette": None,
-        "state_dict": {"finalconv.weight": "heavy"},
-        "metrics": None,
-    }
+    lies = [
+        ("kernel", 10**9 + 1),
+        ("kernel", 3.0),
+        ("num_filters", "many"),
+        ("num_filters", 4.0),
+        ("model", "GAN"),
+        ("model", ["UNet"]),
+        ("model", {}),
+        ("palette", None),
+        ("state_dict", {"finalconv.weight": "heavy"}),
+        ("state_dict", "heavy"),
+    ]
     content = torch.load(trained, weights_only=True)
-    for name, lie in lies.items():
+    for name, lie in lies:
         torch.save(content | {name: lie}, "lie.pkl")
-        if name != "metrics":
-            assert "lie.pkl: " in fails(colorization.main, "--valid", "--checkpoint", "lie.pkl")
-        shorter = {key: value for key, value in content.items() if key != name}
-        torch.save(shorter, "lie.pkl")
+        assert "lie.pkl: " in fails(colorization.main, "--valid", "--checkpoint", "lie.pkl")
+    for name in ("kernel", "num_filters", "model", "palette", "state_dict", "metrics"):
+        torch.save({key: value for key, value in content.items() if key != name}, "lie.pkl")
         assert "wrong or missing entries" in fails(colorization.main, "--valid", "--checkpoint", "lie.pkl")
 
 
@@ -357,6 +360,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(UserError, match="cannot write"), atomic_write(path / "below" / "a" / "file"):
         pass
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_fitted_palette_is_that_of_the_seed(cifar, fails):
+    flags = ["-c", "3", "--category", "cat", "-s", "1"]
+    colorization.main([*SMALL, *flags, "--checkpoint", "cat.pkl"])
+    colorization.main(["--valid", *flags, "--checkpoint", "cat.pkl"])
+    assert "--colors" in fails(colorization.main, "--valid", *flags, "-c", "4", "--checkpoint", "cat.pkl")
+
+
+def test_a_folder_is_no_file_to_write(trained, fails):
+    assert "it is a folder" in fails(colorization.main, "--valid", "--checkpoint", trained, "--json", ".")
+    assert "it is a folder" in fails(data.main, "--output", ".")
+    assert "it is a folder" in fails(colorization.main, *SMALL, "--checkpoint", ".")
 
 
 def test_from_the_shell():

@@ -35,12 +35,12 @@ class RunLog:
     repeat the run (.json) and what is needed to resume it (.state).
     """
 
-    def __init__(self, checkpoint, path, out_dir, settings, dataset):
+    def __init__(self, checkpoint, path, out_dir, settings):
+        check_writable(path)
         self.checkpoint, self.path, self.out_dir, self.settings = checkpoint, path, out_dir, settings
         self.best_path = path.with_name(f"{path.stem}_best.pkl")
-        self.metadata = run_metadata(settings, dataset)
-        self.history, self.start = [], time.perf_counter()
-        for target in (path, self.best_path, *map(self.path_for, SUFFIXES)):
+        self.metadata, self.history, self.start = settings, [], time.perf_counter()
+        for target in (self.best_path, *map(self.path_for, SUFFIXES)):
             check_writable(target)
 
     def path_for(self, suffix):
@@ -94,12 +94,13 @@ def run_training(net, checkpoint, source, config, out_dir, path=None, start_from
     with the same arguments; `plot` draws samples after every epoch. Raises UserError.
     """
     device, is_first = device_of(net), distributed.rank() == 0
+    path = path or out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
+    settings = run_settings(checkpoint, source, config, start_from)
+    log = RunLog(replace(checkpoint, data=str(source)), path, out_dir, settings)
     dataset = ImageDataset(source.training_images(), checkpoint.palette, device)
     valid = ImageDataset(source.validation_images(), checkpoint.palette, device)
     check_batch_size(config.batch_size, len(dataset))
-    path = path or out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
-    settings = run_settings(checkpoint, source, config, start_from)
-    log = RunLog(replace(checkpoint, data=str(source)), path, out_dir, settings, dataset)
+    log.metadata = run_metadata(settings, dataset)
     trainer = Trainer(net, dataset, config)
     if resume:
         trainer.load_state_dict(log.load_state())
@@ -129,6 +130,8 @@ def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None
 
     With `json_path`, also compute the slower metrics and write those of every image to that file. Raises UserError.
     """
+    if json_path:
+        check_writable(json_path)
     valid = ImageDataset(source.validation_images(), checkpoint.palette, device_of(net))
     sums, batches = 0, []
     for images, targets, outputs in predictions(net, valid):
@@ -180,8 +183,10 @@ def run_settings(checkpoint, source, config, start_from):
     """Return the settings that a resumed run must share with the interrupted one."""
     network = {name: getattr(checkpoint, name) for name in ("model", "kernel", "num_filters")}
     palette = None if checkpoint.palette is None else checkpoint.palette.tolist()
-    images = {"data": str(source), "holdout": source.holdout}
-    return network | asdict(config) | images | {"palette": palette, "start_from": start_from and str(start_from)}
+    settings = network | asdict(config) | {"data": str(source), "holdout": source.holdout}
+    if not config.picture_weight:
+        del settings["temperature"]  # of the pictures alone
+    return settings | {"palette": palette, "start_from": start_from and str(start_from)}
 
 
 def write_history(path, history):

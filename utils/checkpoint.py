@@ -89,7 +89,8 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
         except Exception as error:  # a hostile file's entries may be of any type
             raise UserError(f"{path}: a checkpoint with wrong or missing entries ({error}); train it again") from error
         if palette is not None and not np.array_equal(checkpoint.palette, palette):
-            raise UserError(f"{path}: not made with the palette of --colors; leave that flag out or name another file")
+            hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
+            raise UserError(f"{path}: not made with the palette of --colors; {hint}")
         return checkpoint
     if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
         raise UserError(f"{path}: a PyTorch file, but neither a checkpoint of this package nor a state dict")
@@ -107,6 +108,10 @@ def parse_checkpoint(content):
         metrics=content["metrics" if content["format"] == FORMAT else "figures"],
         **{name: content[name] for name in names},
     )
+    if not all(isinstance(value, kind) for value, kind in ((checkpoint.model, str), (checkpoint.state_dict, dict))):
+        raise ValueError("its network has no name, or no weights")
+    if not all(type(value) is int for value in (checkpoint.kernel, checkpoint.num_filters)):
+        raise ValueError("kernel and number of filters are not integers")
     if checkpoint.kernel not in range(1, 16, 2) or checkpoint.num_filters not in range(1, 1025):
         raise ValueError(f"kernel {checkpoint.kernel} with {checkpoint.num_filters} filters is not supported")
     return checkpoint

@@ -86,7 +86,7 @@ def add_training_flags(parser, config, source, classes, transforms):
     add_number(group, "--holdout", default=source.holdout, low=0, high=10**6, text=text)
 
     group = parser.add_argument_group("training")
-    text = "passes over the training images"
+    text = "passes over the training images" if config.epochs else "passes over the training images; without it: none"
     add_number(group, "-e", "--epochs", default=config.epochs, low=1, high=10_000, text=text)
     add_number(group, "-b", "--batch-size", default=config.batch_size, low=2, high=100_000, text="images per step")
     rate = {"default": config.learning_rate, "low": 1e-8, "high": 10, "text": "peak of the learning rate"}
