@@ -59,9 +59,7 @@ class Trainer:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.forward = nn.parallel.DistributedDataParallel(self.model) if several else self.model
         self.optimizer = Adam(self.model.parameters())
-        self.learning_rate = torch.zeros(
-            (), device=self.device
-        )  # a tensor, so that a CUDA graph reads its current value
+        self.learning_rate = torch.zeros((), device=self.device)  # a tensor: a CUDA graph reads its current value
 
     def step(self, images, scale=1):
         """Take an optimizer step on uint8 images (N, 3, H, W); return the metrics, (loss, accuracy) or (loss,).
