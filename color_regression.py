@@ -18,7 +18,7 @@ from training.loop import TrainingConfig, seed_everything
 from training.run import run_training, run_validation
 from utils import distributed
 from utils.console import run
-from utils.flags import add_action_flags, add_network_flags, add_training_flags
+from utils.flags import TRAINING_FLAGS, add_action_flags, add_network_flags, add_training_flags, reject_flags
 
 MODEL = "RegressionCNN"
 
@@ -29,7 +29,13 @@ def parse(argv):
     add_action_flags(parser, default="validate; with -e: train")
     add_network_flags(parser, "file to save the weights to; without -e: to load (the shipped ones)")
     add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.valid or not args.epochs:
+        mode, useless = ("--valid", "epochs") if args.valid else ("validation (training needs --epochs)", "valid")
+        reject_flags(parser, vars(args), mode, (*TRAINING_FLAGS, useless))
+    else:
+        reject_flags(parser, vars(args), "training", ("json",))
+    return args
 
 
 def gray_copy_error(images):

@@ -21,7 +21,14 @@ from utils import distributed
 from utils.checkpoint import COLORS
 from utils.console import UserError, run
 from utils.files import check_writable
-from utils.flags import add_action_flags, add_network_flags, add_number, add_training_flags
+from utils.flags import (
+    TRAINING_FLAGS,
+    add_action_flags,
+    add_network_flags,
+    add_number,
+    add_training_flags,
+    reject_flags,
+)
 
 
 def parse(argv):
@@ -43,7 +50,16 @@ def parse(argv):
     add_number(group, "--working-size", default=WORKING_SIZE, low=4, high=2048, text=text)
     text = "of the softmax: lower gives bolder colors, higher gives paler ones"
     add_number(group, "--temperature", default=config.temperature, low=0.01, high=100, text=text, metavar="T")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.colorize:
+        useless = (*TRAINING_FLAGS, "epochs", "rebalance", "picture_weight", "valid", "json", "holdout")
+        reject_flags(parser, vars(args), "--colorize", useless)
+    elif args.valid:
+        useless = (*TRAINING_FLAGS, "epochs", "rebalance", "picture_weight", "working_size")
+        reject_flags(parser, vars(args), "--valid", useless)
+    else:
+        reject_flags(parser, vars(args), "training", ("json", "working_size"))
+    return args
 
 
 def load_classifier(path, colors, source, seed, **network):

@@ -60,11 +60,13 @@ class ImageSource:
         """Return the training or test images and their classes. Raises UserError."""
         if self.cifar10_folder:
             return load_cifar10(self.cifar10_folder, CLASSES if self.category == "all" else [self.category], train)
+        if self.category != ImageSource.category:
+            raise UserError(f"--category {self.category} has no effect with --data {self.name}; leave one of them out")
         if self.name == "sample":
             images = sample_images(train)
         elif Path(self.name).suffix == ".npy":
             images = array_images(self.name, train)
-        elif Path(self.name).is_dir():
+        elif os.path.isdir(self.name):
             images = folder_images(self.name, train)
         else:
             raise UserError(f"--data {self.name}: not cifar10, sample, a folder of images or an .npy file")
@@ -248,7 +250,7 @@ def palette_for(colors, source, seed=0):
     if not 2 <= int(colors) <= 256:
         raise UserError(f"--colors {colors}: 2 to 256 colors are supported")
     shipped = palette_path(int(colors), source.category)
-    if source.cifar10_folder and shipped.exists():
+    if source.cifar10_folder and os.path.exists(shipped):
         return load_palette(shipped)
     print(f"fitting a palette of {colors} colors to the training images", flush=True)
     return fit_palette(subsample(source.training_images()), int(colors), seed)[0]

@@ -190,26 +190,34 @@ def load_network(path, model=None, kernel=None, num_filters=None, palette=None):
         needs = "needs its palette; name that" if checkpoint.palette is None else "has no palette; do not name one"
         raise UserError(f"{path}: a {checkpoint.model} {needs} with --colors")
     num_colors = 3 if checkpoint.palette is None else len(checkpoint.palette)
+    architecture = checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors
     try:
-        net = create_model(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors)
-        load_weights(net, checkpoint.state_dict)
+        with torch.device("meta"):  # takes no memory, whatever the file claims to be
+            state_dict = convert_weights(create_model(*architecture), checkpoint.state_dict)
+        net = create_model(*architecture)
+        net.load_state_dict(state_dict)
     except Exception as error:  # a hostile file's entries may be of any type
         why = re.sub(r"Error\(s\) in .*?:", "", " ".join(str(error).split()))
         raise UserError(f"{path}: not weights of {checkpoint.architecture} ({why:.200}); name another file") from error
     return net, checkpoint
 
 
-def load_weights(net, state_dict):
-    """Load a state dict, ours or the handout's, into a network. Raises some exception if it does not fit.
+def convert_weights(net, state_dict):
+    """Return a state dict, ours or the handout's, as one that fits a network. Raises some exception if it does not.
 
     The handout's decoder upsamples before batch norm, so batch norm is layer 2 of its stages, not layer 1.
     """
     state_dict = {re.sub(r"^(upconv\d)\.2\.", r"\1.1.", name): value for name, value in state_dict.items()}
+    for name in net.state_dict():
+        if name.endswith("num_batches_tracked"):
+            state_dict.setdefault(name, torch.tensor(0, device="cpu"))  # the handout's files are older than these
+    net.load_state_dict({name: value.to("meta") for name, value in state_dict.items()})  # compares names and shapes
     for name, value in state_dict.items():
+        if value.untyped_storage().nbytes() < value.nbytes:
+            raise ValueError(f"{name} claims to be larger than it is")
         if not value.isfinite().all():
             raise ValueError(f"{name} is not finite: its training diverged")
-    counters = {name: value for name, value in net.state_dict().items() if name.endswith("num_batches_tracked")}
-    net.load_state_dict(counters | state_dict)  # the handout's files are older than these counters
+    return state_dict
 
 
 def file_name(model, kernel, num_filters):

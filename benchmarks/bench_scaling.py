@@ -87,6 +87,8 @@ def costs(num_filters, num_colors):
 
 def memory_of(process):
     """Return a process's own memory and what it has mapped of files, in MB."""
+    if not Path("/proc/self/status").exists():
+        return ["", ""]
     status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
     return [round(int(status[name].split()[0]) / 1024) for name in ("RssAnon", "RssFile")]
 
@@ -97,12 +99,14 @@ def run_of(path, folder, seconds_of_training):
     start = time.perf_counter()
     command = [sys.executable, *map(str, argv)]
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    next(line for line in process.stdout if "training and" in line)
-    begun = time.perf_counter() - start
-    time.sleep(seconds_of_training)
-    memory = memory_of(process)
-    process.kill()
-    process.communicate()
+    try:
+        next(line for line in process.stdout if "training and" in line)
+        begun = time.perf_counter() - start
+        time.sleep(seconds_of_training)
+        memory = memory_of(process)
+    finally:
+        process.kill()
+        process.communicate()
     return [round(begun, 1), *memory]
 
 

@@ -17,7 +17,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -110,10 +110,13 @@ def train(name, commands, data_flags, environment):
 def train_all(missing, data_flags, jobs):
     """Train what is missing, so many runs at a time."""
     environment = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
-    with ThreadPoolExecutor(jobs) as pool:
-        each = [pool.submit(train, name, commands, data_flags, environment) for name, commands in missing.items()]
-        for job in tqdm(each, unit="run", disable=None):
-            job.result()
+    pool = ThreadPoolExecutor(jobs)
+    each = [pool.submit(train, name, commands, data_flags, environment) for name, commands in missing.items()]
+    try:
+        for job in tqdm(as_completed(each), total=len(each), unit="run", disable=None):
+            job.result()  # the first failure ends all
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def history(name):

@@ -1,6 +1,7 @@
 """Colorize photographs of any size: the network colors a small copy; its chroma is added to the full-size gray."""
 
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +16,7 @@ from pictures.decoding import TEMPERATURE, apply_chroma, decode_annealed_mean
 from pictures.plots import save_image_grid
 from sources.image_files import list_image_files, read_image
 from utils.console import UserError
-from utils.files import atomic_write, unique_path
+from utils.files import atomic_write, new_file
 
 WORKING_SIZE = 96  # longer side of the small copy, in pixels
 STRIP = 1 << 20  # pixels colored at a time
@@ -69,10 +70,9 @@ def save_image(folder, source, image, alpha):
         path, settings = folder / f"{source.stem}_colored.png", {"format": "PNG", "compress_level": 1}
     if alpha is not None:
         image.putalpha(alpha)
-    path = unique_path(path)
-    with atomic_write(path) as file:
+    with new_file(path) as unique, atomic_write(unique) as file:
         image.save(file, **settings)
-    return path
+    return unique
 
 
 def thumbnail(image):
@@ -82,15 +82,18 @@ def thumbnail(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 256
 
 
+def is_result(file, folder):
+    """Return whether a file in `folder`, which may lie inside a folder to color, is an earlier result."""
+    named = re.fullmatch(r".*_colored(_\d+)?|before_and_after(_\d+)?", file.stem)
+    return bool(named) and file.parent.resolve() == folder.resolve()
+
+
 def colorize_files(paths, folder, net, palette, working_size=WORKING_SIZE, temperature=TEMPERATURE):
     """Color image files, and the images in folders, into `folder`; add a sheet of the first ten.
 
     Files that cannot be read are reported and skipped; a UserError at the end says how many.
     """
-    out = folder.resolve()  # this may lie inside one of the folders to color
-    files = [
-        file for path in paths for file in list_image_files(path) if file == path or out not in file.resolve().parents
-    ]
+    files = [file for path in paths for file in list_image_files(path) if file == path or not is_result(file, folder)]
     sheet = {"before": [], "gray": [], "after": []}
     failed = 0
     for file in tqdm(files, unit="image", leave=False, disable=None):
@@ -107,8 +110,8 @@ def colorize_files(paths, folder, net, palette, working_size=WORKING_SIZE, tempe
             for row, picture in zip(sheet.values(), (before, before.mean(0, keepdim=True), after)):
                 row.append(picture)
     if sheet["before"]:
-        path = unique_path(folder / "before_and_after.png")
-        save_image_grid(path, "before and after", sheet)
+        with new_file(folder / "before_and_after.png") as path:
+            save_image_grid(path, "before and after", sheet)
         print(f"saved {path}")
     if failed or not files:
         raise UserError(f"{failed} of {len(files)} images could not be colored" if files else "no images found")

@@ -31,7 +31,7 @@ def measure(pictures, truth, perceptual=False):
     images. `perceptual` adds, at some seconds per thousand small pictures: SSIM (7x7 windows, mean over
     channels), the mean CIEDE2000 color difference, and AuC: the area under the curve of the fraction of
     pixels within a distance in ab, for distances from 0 to 150, unweighted and ("balanced") with more
-    weight on rare colors (Zhang et al. 2016, section 3.1).
+    weight on rare colors (Zhang et al. 2016, section 3.1); the balanced mean is over all pixels.
     """
     result = {}
     true_lab = lab(truth) if perceptual else None

@@ -41,7 +41,7 @@ def save_image_grid(path, title, rows):
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title(title, fontsize=11)
+    ax.set_title(title, fontsize=11, parse_math=False)
     save(figure, path)
 
 
@@ -60,7 +60,7 @@ def save_curve(path, title, history):
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
         ax.legend()
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     save(figure, path)
 
 
@@ -80,5 +80,5 @@ def save_feature_maps(path, title, maps):
         ax.text(left - 0.5, top - 0.5, f"{number}: {least:.2g} … {most:.2g}", fontsize=7, va="bottom")
     ax.imshow(sheet, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     ax.axis("off")
-    ax.set_title(title, fontsize=11)
+    ax.set_title(title, fontsize=11, parse_math=False)
     save(figure, path)

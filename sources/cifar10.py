@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import os
-import shutil
 import socket
 import tarfile
 import tempfile
@@ -34,7 +33,7 @@ def archive_in(data_dir):
 
 def contains_cifar10(data_dir):
     """Return whether a folder contains CIFAR-10's batches or its archive."""
-    return (Path(data_dir) / FOLDER).is_dir() or archive_in(data_dir).exists()
+    return os.path.isdir(Path(data_dir) / FOLDER) or os.path.exists(archive_in(data_dir))
 
 
 def load_cifar10(data_dir, categories, train):
@@ -78,9 +77,9 @@ def read_batch(path):
 def batches_folder(data_dir):
     """Return the folder of CIFAR-10's batches, after downloading and unpacking the archive if needed."""
     folder, archive = Path(data_dir) / FOLDER, archive_in(data_dir)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return folder
-    if not archive.exists():
+    if not os.path.exists(archive):
         download(URL, archive, SHA256)
     unpack(archive, folder, SHA256)
     return folder
@@ -106,26 +105,20 @@ def download(url, path, sha256):
 def unpack(archive, folder, sha256):
     """Unpack the batches of CIFAR-10's archive into `folder`, which appears only when complete.
 
-    Reads only the files it needs, by name, and writes them under its own names; everything else in
-    the archive is ignored. Raises UserError.
+    Ignores everything else in the archive. Raises UserError.
     """
+    names = [f"{FOLDER}/{name}" for name in TRAIN_FILES + TEST_FILES]
     try:
         with open(archive, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise UserError(f"{archive}: corrupt or truncated (wrong SHA-256); delete it to download it again")
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as temporary:
-            part = Path(temporary) / FOLDER
-            part.mkdir()
-            with tarfile.open(archive) as tar:
-                for name in TRAIN_FILES + TEST_FILES:
-                    member = tar.getmember(f"{FOLDER}/{name}")
-                    if not member.isreg() or member.size > 40_000_000:
-                        raise ValueError(f"{member.name} is not a batch of CIFAR-10")
-                    with tar.extractfile(member) as source, open(part / name, "wb") as target:
-                        shutil.copyfileobj(source, target)
-            os.replace(part, folder)
-    except UserError:
-        raise
+                raise ValueError("corrupt or truncated: wrong SHA-256")
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as part, tarfile.open(archive) as tar:
+            members = [tar.getmember(name) for name in names]
+            if not all(member.isreg() and member.size < 40_000_000 for member in members):
+                raise ValueError("its batches are no files, or too large")
+            tar.extractall(part, members, filter="data")
+            if not os.path.isdir(folder):  # else another process was first
+                os.replace(Path(part) / FOLDER, folder)
     except OSError as error:
         raise UserError(f"{archive}: cannot unpack it ({error.strerror or error})") from error
     except Exception as error:  # a broken archive may raise anything

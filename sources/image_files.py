@@ -14,16 +14,18 @@ from tqdm import tqdm
 from sources.cifar10 import SIZE
 from utils.console import UserError
 
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")  # none runs a program
+MAX_PIXELS = 100_000_000  # of an image, which keeps the process under 2 GB
 VALIDATION_SHARE = 0.2  # of a folder's images
 
 
 def list_image_files(path):
     """Return the image files in a folder and its subfolders, sorted, by extension; or the file itself."""
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [path]
-    endings = Image.registered_extensions()
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
+    extensions = {extension for extension, name in Image.registered_extensions().items() if name in FORMATS}
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in extensions and os.path.isfile(file))
 
 
 def read_image(path):
@@ -33,15 +35,16 @@ def read_image(path):
     UserError if Pillow cannot read the file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
             image = ImageOps.exif_transpose(image)
             alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
             return to_uint8(image).convert("RGB"), alpha
     except Image.DecompressionBombError as error:
-        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
-        raise UserError(f"{path}: has more than {limit} million pixels; scale it down first") from error
+        raise UserError(f"{path}: has more than {MAX_PIXELS:,} pixels; scale it down first") from error
     except UnidentifiedImageError as error:  # its message only repeats the path
-        raise UserError(f"{path}: not an image, or a format that Pillow cannot read") from error
+        raise UserError(f"{path}: not an image, or of a format other than {', '.join(FORMATS)}") from error
     except Exception as error:  # a broken file may raise anything
         raise UserError(f"{path}: cannot read this image ({getattr(error, 'strerror', None) or error})") from error
 
@@ -102,6 +105,8 @@ def array_images(path, train):
         raise UserError(f"{path}: cannot read it ({error.strerror or error})") from error
     except Exception as error:  # a broken file may raise anything
         raise UserError(f"{path}: not a NumPy array, or truncated ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path}: an archive of arrays; save one array with numpy.save")
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (3, SIZE, SIZE):
         actual = f"{array.dtype} of shape {array.shape}"
         raise UserError(f"{path}: must be uint8 of shape (N, 3, {SIZE}, {SIZE}), not {actual}")
@@ -125,10 +130,8 @@ def sample_images(train):
         for part, window in itertools.product(parts, (48, 64, 80, 96, 128)):  # pixels that a crop covers
             scale = SIZE / window
             size = round(part.shape[1] * scale), round(part.shape[0] * scale)
-            small = np.asarray(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS))
-            step = (14 if train else 32) * scale
-            for top in np.arange(0, size[1] - SIZE + 1, step).astype(int):
-                for left in np.arange(0, size[0] - SIZE + 1, step).astype(int):
-                    crops.append(small[top : top + SIZE, left : left + SIZE])
-    order = np.random.default_rng(0).permutation(len(crops))  # shuffled, so that the first ten differ
-    return torch.from_numpy(np.stack(crops)[order]).permute(0, 3, 1, 2).contiguous()
+            small = torch.from_numpy(np.array(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS)))
+            step = round((14 if train else 32) * scale)
+            crops.append(small.unfold(0, SIZE, step).unfold(1, SIZE, step).flatten(0, 1))  # (n, 3, 32, 32)
+    crops = torch.cat(crops)
+    return crops[np.random.default_rng(0).permutation(len(crops))]  # shuffled, so that the first ten differ

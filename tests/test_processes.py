@@ -14,7 +14,8 @@ from conftest import smooth_images
 import colorization
 
 PROJECT = Path(colorization.__file__).parent
-FLAGS = ["--data", "mine.npy", "-c", "palette.npy", "-f", "4", "-b", "10", "-l", "0.02", "--augment"]
+DATA = ["--data", "mine.npy", "-c", "palette.npy", "-f", "4"]
+FLAGS = [*DATA, "-b", "10", "-l", "0.02", "--augment"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -54,7 +55,7 @@ def test_two_processes_learn_what_one_does(folder, capsys):
 
     checkpoint = ["--valid", "--checkpoint", "two/unet_k3_f4.pkl"]
     capsys.readouterr()
-    colorization.main([*FLAGS, *checkpoint])
+    colorization.main([*DATA, *checkpoint])
     figures = f"validation loss {two[-1]['valid_loss']:.5f}, accuracy {two[-1]['valid_accuracy']:.2%}"
     assert figures in out and figures in capsys.readouterr().out  # 7 and 6 images, as all 13
 
@@ -84,4 +85,4 @@ def test_a_killed_process_ends_the_run(folder):
 def test_more_processes_than_images_in_a_step(folder, monkeypatch, fails):
     monkeypatch.setattr("utils.distributed.world_size", lambda: 11)
     assert "fewer images than the 11 processes" in fails(colorization.main, *FLAGS, "-e", "1")
-    assert "takes one process" in fails(colorization.main, *FLAGS, "--valid")
+    assert "takes one process" in fails(colorization.main, *DATA, "--valid")

@@ -96,7 +96,6 @@ def test_what_cannot_be_resumed_says_why(cifar, small_palette, fails, tmp_path):
     command = [*SMALL, "-e", "1", "-c", small_palette]
     assert "unet_k3_f2.state: cannot read the training state" in fails(colorization.main, *command, "--resume")
     colorization.main([str(word) for word in command])
-    assert "all 1 epochs of this run are done" in fails(colorization.main, *command, "--resume")
     command[command.index("-e") + 1] = "3"
     assert "other settings: epochs was 1 and is now 3" in fails(colorization.main, *command, "--resume")
     command[command.index("-e") + 1] = "1"
@@ -128,9 +127,75 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(cifar, small_p
 
     monkeypatch.setattr(loop.Trainer, "loss", broken)
     line = fails(colorization.main, *SMALL, "-e", "3", "-c", small_palette)  # three steps an epoch
-    assert "step 2 of epoch 2" in line
+    assert "step 2 of epoch 2; outputs/unet_k3_f2.pkl is of epoch 1: " in line
     assert "smaller --learn-rate than 0.04" in line
     assert checkpoint.load_checkpoint("outputs/unet_k3_f2.pkl").epoch == 1
+
+
+def test_a_loss_that_is_not_finite_in_the_first_epoch_says_that_nothing_is_saved(
+    cifar, small_palette, monkeypatch, fails
+):
+    monkeypatch.setattr(loop.Trainer, "loss", lambda self, outputs, *_: outputs.mean() * math.nan)
+    assert "epoch 1; no checkpoint was saved: " in fails(colorization.main, *SMALL, "-e", "1", "-c", small_palette)
+
+
+def test_resuming_a_complete_run_writes_what_is_missing(cifar, small_palette, monkeypatch):
+    command = [*SMALL, "-e", "2", "-c", str(small_palette)]
+    with monkeypatch.context() as patched:
+        patched.setattr("training.run.save_curve", lambda *_: (_ for _ in ()).throw(Stopped))
+        with pytest.raises(Stopped):
+            colorization.main(command)
+    before = metrics_of("outputs/unet_k3_f2.csv")
+    colorization.main([*command, "--resume"])
+    assert metrics_of("outputs/unet_k3_f2.csv") == before
+    assert Path("outputs/unet_k3_f2_curve.png").exists() and Path("outputs/unet_k3_f2_images.png").exists()
+
+
+def test_other_images_under_the_same_name_are_not_resumed_with(tmp_path, monkeypatch, small_palette, fails):
+    monkeypatch.chdir(tmp_path)
+    np.save("mine.npy", smooth_images(40))
+    command = ["--data", "mine.npy", *SMALL, "-e", "2", "-c", str(small_palette)]
+    with monkeypatch.context() as patched:
+        stop_in_epoch(patched, 2, Stopped)
+        with pytest.raises(Stopped):
+            colorization.main(command)
+    np.save("mine.npy", smooth_images(40, seed=1))
+    assert "other settings: data sha256 differs" in fails(colorization.main, *command, "--resume")
+
+
+def test_a_damaged_state_is_named(cifar, small_palette, monkeypatch, fails):
+    command = [*SMALL, "-e", "2", "-c", str(small_palette)]
+    with monkeypatch.context() as patched:
+        stop_in_epoch(patched, 2, Stopped)
+        with pytest.raises(Stopped):
+            colorization.main(command)
+    path = Path("outputs/unet_k3_f2.state")
+    content = torch.load(path, weights_only=True)
+    damages = ({}, {"model": {}}, {"trainer": 3}, {"optimizer": {"steps": []}}, None)
+    for damage in damages:
+        torch.save(content | {"trainer": damage}, path)
+        assert "unet_k3_f2.state: a damaged training state" in fails(colorization.main, *command, "--resume")
+    for damage in ({"history": 3}, {"history": [1]}, {"history": []}, {"settings": None}):
+        torch.save(content | damage, path)
+        assert "unet_k3_f2.state: a damaged" in fails(colorization.main, *command, "--resume")
+
+
+def test_no_file_of_a_run_replaces_another(cifar, small_palette, fails):
+    flags = [*SMALL, "-e", "1", "-c", str(small_palette)]
+    colorization.main(flags)
+    before = Path("outputs/unet_k3_f2.pkl").read_bytes()
+    Path("link.pkl").symlink_to("outputs/unet_k3_f2.pkl")
+    for start in ("outputs/unet_k3_f2.pkl", "outputs/unet_k3_f2_best.pkl", "link.pkl"):
+        assert "would replace --start-from" in fails(colorization.main, "-b", "8", "--start-from", start)
+    assert "another file of this run" in fails(colorization.main, *flags, "--checkpoint", "outputs/u.csv")
+    assert Path("outputs/unet_k3_f2.pkl").read_bytes() == before
+
+
+def test_symbolic_links_are_followed(cifar, small_palette):
+    Path("elsewhere").mkdir()
+    Path("u.pkl").symlink_to("elsewhere/weights.pkl")
+    colorization.main([*SMALL, "-e", "1", "-c", str(small_palette), "--checkpoint", "u.pkl"])
+    assert Path("u.pkl").is_symlink() and checkpoint.load_checkpoint("elsewhere/weights.pkl").epoch == 1
 
 
 def test_a_run_writes_what_it_takes_to_repeat_it(cifar, small_palette):

@@ -224,7 +224,7 @@ def trained(cifar, small_palette):
         (["--device", "abacus"], "--device abacus: no such device"),
         (["--device", "cuda:99"], "--device cuda:99: no such GPU"),
         (["--device", "mps"], "--device mps: only cpu and cuda"),
-        (["--kernel", "4"], "is even"),
+        (["--kernel", "4"], "--kernel: invalid choice: 4 (choose from 1, 3, 5,"),
         (["--holdout", "20"], "--holdout 20: there are only 20"),
     ],
 )
@@ -243,7 +243,7 @@ def test_flags_that_do_not_fit(trained, fails, flags, said):
         (["-f", "many"], "-f/--num-filters"),
         (["--seed", "-1"], "-s/--seed"),
         (["--model", "GAN"], "invalid choice: 'GAN'"),
-        (["--kernel", "4"], "is even"),
+        (["--kernel", "4"], "--kernel: invalid choice: 4 (choose from 1, 3, 5,"),
         (["--holdout", "20"], "--holdout 20: there are only 20"),
         (["--category", "zebra"], "invalid choice: 'zebra'"),
     ],
@@ -360,6 +360,28 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(UserError, match="cannot write"), atomic_write(path / "below" / "a" / "file"):
         pass
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "useless", "mode"),
+    [
+        (colorization, ["--valid", "--start-from", "u.pkl"], "--start-from", "--valid"),
+        (colorization, ["--valid", "--resume"], "--resume", "--valid"),
+        (colorization, ["--valid", "-e", "3"], "--epochs", "--valid"),
+        (colorization, ["--valid", "--working-size", "32"], "--working-size", "--valid"),
+        (colorization, ["--json", "m.json"], "--json", "training"),
+        (colorization, ["--colorize", "a.png", "--valid"], "--valid", "--colorize"),
+        (colorization, ["--colorize", "a.png", "-b", "10"], "--batch-size", "--colorize"),
+        (color_regression, ["--start-from", "r.pkl"], "--start-from", "validation (training needs --epochs)"),
+        (color_regression, ["--resume"], "--resume", "validation (training needs --epochs)"),
+        (color_regression, ["--valid", "-e", "3"], "--epochs", "--valid"),
+        (color_regression, ["-e", "3", "--json", "m.json"], "--json", "training"),
+        (colorization, ["--data", "sample", "--category", "cat"], "--category cat", "--data sample"),
+    ],
+)
+def test_flags_without_effect_are_refused(cifar, fails, script, flags, useless, mode):
+    assert f"{useless} has no effect with {mode}; leave one of them out" in fails(script.main, *flags)
+    assert not Path("outputs").exists()
 
 
 def test_a_fitted_palette_is_that_of_the_seed(cifar, fails):

@@ -102,7 +102,10 @@ def broken_graph(error):
 
 def test_a_recording_that_fails_says_so_and_training_runs_on(graphed_on_cpu, monkeypatch, capsys):
     monkeypatch.undo()
+    current = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the stream before")
+    monkeypatch.setattr(torch.cuda, "set_stream", current.append)
     trainer = Trainer(create_model("UNet", 3, 4, 5), ImageDataset(random_images(8), PALETTE, CPU), TrainingConfig())
     step = GraphedStep(trainer)
     step.warmup_step = trainer.step
@@ -114,6 +117,7 @@ def test_a_recording_that_fails_says_so_and_training_runs_on(graphed_on_cpu, mon
         "CUDA graph capture failed (operation not permitted); training continues without it\n"
     )
     assert all(p.grad is None for p in trainer.model.parameters())
+    assert current == ["the stream before"]
     step(trainer.dataset.images)
     assert capsys.readouterr().out == ""
     step = GraphedStep(trainer)

@@ -5,6 +5,7 @@ import gc
 import math
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from data import ImageDataset, hold_out
 from models import create_model, predict
 from training.augmentation import augment
 from training.evaluation import accuracy, batch_metrics, cross_entropy, evaluate
-from training.loop import Trainer, TrainingConfig, class_weights, train
+from training.loop import Trainer, TrainingConfig, class_weights, train, tune_malloc
 from training.optim import Adam, averaging_weight, one_cycle, update_average
 from utils.console import UserError
 
@@ -54,7 +55,7 @@ def test_loss_and_accuracy_by_hand():
     assert cross_entropy(logits, labels).item() == pytest.approx(loss, abs=1e-6)
     assert accuracy(logits, labels).item() == 6 / 8
     assert batch_metrics(logits, labels).tolist() == pytest.approx([loss, 6 / 8], abs=1e-6)
-    weighted = (6 * 1 * math.log(4 / 3) + 2 * 5 * math.log(4)) / (6 * 1 + 2 * 5)
+    weighted = (6 * 1 * math.log(4 / 3) + 2 * 5 * math.log(4)) / 8
     assert cross_entropy(logits, labels, torch.tensor([1.0, 5])).item() == pytest.approx(weighted, abs=1e-6)
 
 
@@ -277,8 +278,52 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     net = create_model("CNN", 3, 4, 5)
     with torch.no_grad():
         net.finalconv.bias.fill_(math.nan)
-    with pytest.raises(UserError, match=r"no longer finite in step 1 of epoch 1.*--learn-rate"):
+    with pytest.raises(FloatingPointError, match="loss is no longer finite in step 1 of epoch 1"):
         list(rows_of_training(net, random_images(8)))
+
+
+def test_weights_that_the_last_step_breaks_stop_the_run(monkeypatch):
+    step, calls = Adam.step, iter(range(1, 100))
+
+    def breaking(self, learning_rate):
+        step(self, learning_rate)
+        if next(calls) == 4:  # the last step of the second epoch, whose loss is still finite
+            self.parameters[-1].data.fill_(math.inf)
+
+    monkeypatch.setattr(Adam, "step", breaking)
+    rows = rows_of_training(create_model("CNN", 3, 4, 5), random_images(8), epochs=3)
+    assert next(rows)["epoch"] == 1
+    with pytest.raises(FloatingPointError, match="weights are no longer finite after epoch 2"):
+        next(rows)
+
+
+def test_rebalanced_parts_learn_as_the_whole_batch(monkeypatch):
+    """Two processes' gradients, averaged, are those of one process; with parts of different sizes and colors."""
+    dataset, config = random_dataset(5), TrainingConfig(augment=(), rebalance=True)
+    gradients = []
+    monkeypatch.setattr(Adam, "step", lambda *_: None)
+    monkeypatch.setattr(nn.Module, "zero_grad", lambda net: gradients.append(net.logits.grad.clone()))
+    Trainer(Fixed([0.1, 0.5, -0.3, 0.2, 0.0]), dataset, config).step(dataset.images)
+    parts = dataset.images[:3], dataset.images[3:]
+    for part in parts:
+        Trainer(Fixed([0.1, 0.5, -0.3, 0.2, 0.0]), dataset, config).step(part, len(part) * 2 / 5)
+    whole, first, second = gradients
+    torch.testing.assert_close((first + second) / 2, whole)
+
+
+@pytest.mark.parametrize("largest", [1 << 30, 32 << 20])
+def test_malloc_is_tuned_where_glibc_refuses_large_thresholds(monkeypatch, largest):
+    """glibc up to 2.34 returns 0 for a threshold over 32 MB and leaves it as it was."""
+    threshold = {}
+
+    def mallopt(option, value):
+        accepted = option == -1 or value <= largest
+        threshold.update({option: value} if accepted else {})
+        return int(accepted)
+
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    tune_malloc()
+    assert threshold == {-3: largest, -1: 1 << 30}
 
 
 def test_images_of_every_class_are_held_out_the_same_ones_for_every_seed():

@@ -46,12 +46,14 @@ class GraphedStep:
     def capture(self, images):
         """Capture a step without running it; return whether that succeeded."""
         self.static_images, graph = images.clone(), torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph):
                 self.static_metrics = self.trainer.step(self.static_images)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             print(f"CUDA graph capture failed ({reason:.150}); training continues without it", flush=True)
+            torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream current
             self.trainer.model.zero_grad()  # those of the captured step
             self.failed = True
             return False

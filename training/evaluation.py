@@ -13,10 +13,10 @@ METRICS = ("loss", "accuracy")  # a regression has no accuracy
 def cross_entropy(logits, labels, class_weights=None):
     """Return the mean cross-entropy in nats per pixel of logits (N, K, H, W) and labels (N, H, W).
 
-    With class weights (K,), this is the weighted mean.
+    Class weights (K,) multiply each pixel's loss; the mean is over pixels, so parts of a batch add up to the whole.
     """
     logits = logits.permute(0, 2, 3, 1).flatten(0, 2)  # (N·H·W, K), without a copy for channels-last
-    return F.cross_entropy(logits, labels.flatten().long(), class_weights)
+    return F.cross_entropy(logits, labels.flatten().long(), class_weights, reduction="sum") / len(logits)
 
 
 def accuracy(logits, labels):

@@ -22,7 +22,6 @@ from training.cuda_graph import GraphedStep
 from training.evaluation import METRICS, accuracy, cross_entropy, evaluate
 from training.optim import Adam, averaging_weight, one_cycle, update_average
 from utils import distributed
-from utils.console import UserError
 
 
 @dataclass(frozen=True)
@@ -96,15 +95,15 @@ class Trainer:
 
     def load_state_dict(self, state_dict):
         """Restore what state_dict() returned."""
-        for name, part in state_dict.items():
-            getattr(self, name).load_state_dict(part)
+        for name in ("averaged_model", "model", "optimizer"):
+            getattr(self, name).load_state_dict(state_dict[name])
 
 
 def train(trainer, valid, epochs_done=0):
     """Train from epoch `epochs_done` + 1 on; after each epoch, yield its row of metrics, a dict.
 
     Adam with a one-cycle learning rate; validation uses `trainer.averaged_model`. Each process
-    trains on its part of every batch. Raises UserError if the loss is not finite.
+    trains on its part of every batch. Raises FloatingPointError if loss or weights are not finite.
     """
     tune_malloc()
     config = trainer.config
@@ -116,22 +115,26 @@ def train(trainer, valid, epochs_done=0):
         trainer.model.train()
         torch.manual_seed(derive_seed(config.seed, epoch, 1 + rank))  # for augmentation
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, 0))
-        batches = torch.randperm(len(images), generator=generator).to(images.device).split(config.batch_size)
-        metrics = []
-        for number, batch in enumerate(tqdm(batches, leave=False, disable=True if rank else None, unit="step")):
+        order = torch.randperm(len(images), generator=generator).to(images.device)
+        metrics = torch.zeros(steps_per_epoch, 1 if trainer.palette is None else 2, device=trainer.device)
+        for number in tqdm(range(steps_per_epoch), leave=False, disable=True if rank else None, unit="step"):
+            batch = order[number * config.batch_size : (number + 1) * config.batch_size]
             progress = epoch - 1 + number / steps_per_epoch
             trainer.learning_rate.fill_(config.learning_rate * one_cycle(progress / config.epochs))
             mine = batch[rank::world_size]
             count = len(mine)
             mine = mine if count else batch[:1]  # fewer images than processes: a step with weight 0
-            metrics.append(count * step(images[mine].to(trainer.device), count * world_size / len(batch)))
-        train_metrics = epoch_means(metrics, epoch, len(images), config.learning_rate)
+            metrics[number] = count * step(images[mine].to(trainer.device), count * world_size / len(batch))
+        train_metrics = epoch_means(metrics, epoch, len(images))
         for buffer in trainer.averaged_model.buffers():
             distributed.broadcast_from_rank0(buffer)
+        valid_metrics = evaluate(trainer.averaged_model, valid)
+        if not math.isfinite(valid_metrics["loss"]):
+            raise FloatingPointError(f"the weights are no longer finite after epoch {epoch}")
         yield {
             "epoch": epoch,
             **{f"train_{name}": value for name, value in zip(METRICS, train_metrics)},
-            **{f"valid_{name}": value for name, value in evaluate(trainer.averaged_model, valid).items()},
+            **{f"valid_{name}": value for name, value in valid_metrics.items()},
             "learning_rate": config.learning_rate * one_cycle(epoch / config.epochs),
             "seconds": time.perf_counter() - start,
         }
@@ -142,18 +145,15 @@ def choose_step(trainer):
     return GraphedStep(trainer) if trainer.device.type == "cuda" and distributed.world_size() == 1 else trainer.step
 
 
-def epoch_means(metrics, epoch, num_images, learning_rate):
-    """Average an epoch's metrics over its images, given each step's sums over images, (1,) or (2,).
+def epoch_means(metrics, epoch, num_images):
+    """Average an epoch's metrics over its images, given each step's sums over images, (steps, 1) or (steps, 2).
 
-    Raises UserError if a loss is not finite.
+    Raises FloatingPointError if a loss is not finite.
     """
-    metrics = distributed.all_reduce_sum(torch.stack(metrics).double()).cpu()  # (steps, 1 or 2)
+    metrics = distributed.all_reduce_sum(metrics.double()).cpu()
     finite = metrics[:, 0].isfinite()
     if not finite.all():
-        raise UserError(
-            f"the loss is no longer finite in step {finite.int().argmin() + 1} of epoch {epoch}; earlier "
-            f"checkpoints are unaffected: train again with a smaller --learn-rate than {learning_rate:g}"
-        )
+        raise FloatingPointError(f"the loss is no longer finite in step {finite.int().argmin() + 1} of epoch {epoch}")
     return (metrics.sum(0) / num_images).tolist()
 
 
@@ -206,5 +206,6 @@ def tune_malloc():
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        if not mallopt(-3, 1 << 30):  # M_MMAP_THRESHOLD
+            mallopt(-3, 32 << 20)  # the most that glibc allows up to version 2.34
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD

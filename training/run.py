@@ -2,10 +2,10 @@
 
 import csv
 import hashlib
+import os
 import platform
 import shlex
 import sys
-import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -35,13 +35,18 @@ class RunLog:
     repeat the run (.json) and what is needed to resume it (.state).
     """
 
-    def __init__(self, checkpoint, path, out_dir, settings):
+    def __init__(self, checkpoint, path, out_dir, start_from):
         check_writable(path)
-        self.checkpoint, self.path, self.out_dir, self.settings = checkpoint, path, out_dir, settings
-        self.best_path = path.with_name(f"{path.stem}_best.pkl")
-        self.metadata, self.history, self.start = settings, [], time.perf_counter()
-        for target in (self.best_path, *map(self.path_for, SUFFIXES)):
+        self.checkpoint, self.path, self.out_dir = checkpoint, path, out_dir
+        self.best_path, self.history = path.with_name(f"{path.stem}_best.pkl"), []
+        targets = [path, self.best_path, *map(self.path_for, SUFFIXES)]
+        seen = {os.path.realpath(start_from): "--start-from"} if start_from else {}
+        for target in targets:
             check_writable(target)
+            if os.path.realpath(target) in seen:
+                other = seen[os.path.realpath(target)]
+                raise UserError(f"{target}: would replace {other}; name another --checkpoint or --out-dir")
+            seen[os.path.realpath(target)] = "another file of this run"
 
     def path_for(self, suffix):
         """Return the path of the run's file with this suffix."""
@@ -57,7 +62,7 @@ class RunLog:
             if row["valid_loss"] == min(earlier["valid_loss"] for earlier in history):
                 save_checkpoint(self.best_path, checkpoint)
             write_history(self.path_for(".csv"), history)
-            progress = {"epochs_done": row["epoch"], "seconds": time.perf_counter() - self.start}
+            progress = {"epochs_done": row["epoch"], "seconds": sum(row["seconds"] for row in history)}
             write_json(self.path_for(".json"), self.metadata | progress)
             state = {"format": STATE_FORMAT, "settings": self.settings, "history": history}
             write_torch_file(self.path_for(".state"), state | {"trainer": trainer.state_dict()})
@@ -66,24 +71,23 @@ class RunLog:
         print(f"{line}   {format_metrics(validation_metrics(row))}   {row['seconds']:.1f} s", flush=True)
 
     def load_state(self):
-        """Read the state of an interrupted run with the same settings; return its trainer's state.
+        """Return an interrupted run's (history, state of its trainer).
 
-        Raises UserError if there is no such run, or if it is complete.
+        Raises UserError if there is none, or if its settings differ; some exception if the file is damaged.
         """
-        path, epochs = self.path_for(".state"), self.settings["epochs"]
+        path = self.path_for(".state")
         content = read_torch_file(path, "training state")
-        parts = {"format", "settings", "history", "trainer"}
-        if not isinstance(content, dict) or content.keys() != parts or content["format"] != STATE_FORMAT:
+        if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
             raise UserError(f"{path}: not a training state of this version; train without --resume")
         for name, value in self.settings.items():
             earlier = content["settings"].get(name)
             if earlier != value:
-                difference = "differs" if name == "palette" else f"was {earlier} and is now {value}"
+                difference = "differs" if name in ("palette", "data_sha256") else f"was {earlier} and is now {value}"
                 raise UserError(f"{path}: cannot resume with other settings: {name.replace('_', ' ')} {difference}")
-        self.history = content["history"]
-        if len(self.history) >= epochs:
-            raise UserError(f"{path}: all {epochs} epochs of this run are done; train without --resume to start over")
-        return content["trainer"]
+        history = content["history"]
+        if not history or [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
+            raise ValueError("epochs are missing")
+        return history, content["trainer"]
 
 
 def run_training(net, checkpoint, source, config, out_dir, path=None, start_from=None, resume=False, plot=False):
@@ -95,15 +99,15 @@ def run_training(net, checkpoint, source, config, out_dir, path=None, start_from
     """
     device, is_first = device_of(net), distributed.rank() == 0
     path = path or out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
-    settings = run_settings(checkpoint, source, config, start_from)
-    log = RunLog(replace(checkpoint, data=str(source)), path, out_dir, settings)
+    log = RunLog(replace(checkpoint, data=str(source)), path, out_dir, start_from)
     dataset = ImageDataset(source.training_images(), checkpoint.palette, device)
     valid = ImageDataset(source.validation_images(), checkpoint.palette, device)
     check_batch_size(config.batch_size, len(dataset))
-    log.metadata = run_metadata(settings, dataset)
+    log.settings = run_settings(checkpoint, source, config, start_from, dataset)
+    log.metadata = run_metadata(log.settings, device)
     trainer = Trainer(net, dataset, config)
     if resume:
-        trainer.load_state_dict(log.load_state())
+        resume_training(trainer, log)
     several = f" in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     counts = f"{len(dataset):,} training and {len(valid):,} validation images"
     print(f"{checkpoint}\n{counts} of {source}, on {device}{several}", flush=True)
@@ -115,9 +119,12 @@ def run_training(net, checkpoint, source, config, out_dir, path=None, start_from
                 save_samples(log.path_for(ending), title, net, valid, config.temperature)
     except KeyboardInterrupt:
         done = f"epoch {len(log.history)} of {config.epochs} is saved; to continue, repeat the command with --resume"
-        raise KeyboardInterrupt(
-            f"stopped; {done if log.history else 'no epoch was complete: nothing is saved'}"
-        ) from None
+        nothing = "no epoch was complete, so nothing is saved"
+        raise KeyboardInterrupt(f"stopped; {done if log.history else nothing}") from None
+    except FloatingPointError as error:
+        saved = f"{path} is of epoch {len(log.history)}" if log.history else "no checkpoint was saved"
+        advice = f"train again with a smaller --learn-rate than {config.learning_rate:g}"
+        raise UserError(f"{error}; {saved}: {advice}") from error
     if is_first:
         title, metrics = f"{checkpoint.model}, {source}, epoch {config.epochs}", validation_metrics(log.history[-1])
         save_curve(log.path_for("_curve.png"), title, log.history)
@@ -179,14 +186,31 @@ def validation_metrics(row):
     return {name: row[f"valid_{name}"] for name in METRICS if f"valid_{name}" in row}
 
 
-def run_settings(checkpoint, source, config, start_from):
+def resume_training(trainer, log):
+    """Continue where an interrupted run ended; rank 0 reads its state for all. Raises UserError."""
+    try:
+        content = log.load_state() if distributed.rank() == 0 else None
+    except Exception as error:  # a damaged file's entries may be anything
+        content = error
+    content = distributed.broadcast_object_from_rank0(content)
+    if isinstance(content, UserError):
+        raise content
+    try:
+        log.history, state = content
+        trainer.load_state_dict(state)
+    except Exception as error:
+        raise UserError(f"{log.path_for('.state')}: a damaged training state; train without --resume") from error
+
+
+def run_settings(checkpoint, source, config, start_from, dataset):
     """Return the settings that a resumed run must share with the interrupted one."""
     network = {name: getattr(checkpoint, name) for name in ("model", "kernel", "num_filters")}
     palette = None if checkpoint.palette is None else checkpoint.palette.tolist()
     settings = network | asdict(config) | {"data": str(source), "holdout": source.holdout}
     if not config.picture_weight:
         del settings["temperature"]  # of the pictures alone
-    return settings | {"palette": palette, "start_from": start_from and str(start_from)}
+    sha256 = hashlib.sha256(subsample(dataset.images).cpu().contiguous().numpy()).hexdigest()
+    return settings | {"palette": palette, "start_from": start_from and str(start_from), "data_sha256": sha256}
 
 
 def write_history(path, history):
@@ -197,9 +221,8 @@ def write_history(path, history):
         writer.writerows(history)
 
 
-def run_metadata(settings, dataset):
+def run_metadata(settings, device):
     """Return what is needed to repeat a run."""
-    device = dataset.images.device
     return {
         "command": shlex.join(sys.argv),
         **settings,
@@ -207,5 +230,4 @@ def run_metadata(settings, dataset):
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
-        "data_sha256": hashlib.sha256(subsample(dataset.images).cpu().contiguous().numpy()).hexdigest(),
     }

@@ -4,6 +4,7 @@ This module knows no networks and no layers; models.py builds the network from w
 """
 
 import io
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +65,10 @@ def read_torch_file(path, kind):
     except OSError as error:
         raise UserError(f"{path}: cannot read the {kind} ({error.strerror})") from error
     try:
+        if zipfile.is_zipfile(io.BytesIO(raw)):
+            claimed = sum(entry.file_size for entry in zipfile.ZipFile(io.BytesIO(raw)).infolist())
+            if claimed > len(raw):  # torch.save does not compress
+                raise ValueError("its parts claim to be larger than the file")
         return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything on a broken file
         raise UserError(f"{path}: not a {kind}, or a corrupt one; train it again or download it again") from error
@@ -108,12 +113,11 @@ def parse_checkpoint(content):
         metrics=content["metrics" if content["format"] == FORMAT else "figures"],
         **{name: content[name] for name in names},
     )
-    if not all(isinstance(value, kind) for value, kind in ((checkpoint.model, str), (checkpoint.state_dict, dict))):
-        raise ValueError("its network has no name, or no weights")
-    if not all(type(value) is int for value in (checkpoint.kernel, checkpoint.num_filters)):
-        raise ValueError("kernel and number of filters are not integers")
-    if checkpoint.kernel not in range(1, 16, 2) or checkpoint.num_filters not in range(1, 1025):
-        raise ValueError(f"kernel {checkpoint.kernel} with {checkpoint.num_filters} filters is not supported")
+    sizes = checkpoint.kernel, checkpoint.num_filters
+    if {type(size) for size in sizes} != {int} or sizes[0] not in range(1, 16, 2) or sizes[1] not in range(1, 1025):
+        raise ValueError("kernel {} with {} filters is not supported".format(*sizes))
+    if not isinstance(checkpoint.model, str) or not isinstance(checkpoint.state_dict, dict):
+        raise ValueError("its network has no name or no weights")
     return checkpoint
 
 
@@ -121,9 +125,9 @@ def check_palette(palette):
     """Return a palette as (K, 3) float64. Raises ValueError if it is not one."""
     if not isinstance(palette, np.ndarray) or palette.dtype.kind != "f" or palette.ndim != 2 or palette.shape[1] != 3:
         raise ValueError("it is not a float array with three columns")
-    palette = palette.astype(np.float64)
     if not 2 <= len(palette) <= 256:
         raise ValueError(f"it has {len(palette)} colors; 2 to 256 are supported")
+    palette = palette.astype(np.float64)
     if not ((palette >= 0) & (palette <= 1)).all():  # also false for NaN
         raise ValueError("its values must be from 0 to 1")
     if len(np.unique(palette, axis=0)) < len(palette):

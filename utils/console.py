@@ -1,9 +1,12 @@
 """Command-line behavior: one-line errors, exit codes and tables."""
 
+import io
 import os
 import sys
 import warnings
 from pathlib import Path
+
+OUT_OF_MEMORY = "out of memory; use fewer or smaller images, fewer filters or a smaller --batch-size"
 
 
 class UserError(Exception):
@@ -17,17 +20,24 @@ def run(main):
     """Call main(argv) and exit: with code 2 and one line on a UserError, 130 on Ctrl-C, 141 on a closed pipe."""
     warnings.filterwarnings("ignore", module="PIL")  # about unusual images, which load anyway
     script = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for names that its encoding lacks
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's final flush does not fail
         sys.exit(141)
-    except UserError as error:
+    except (UserError, MemoryError) as error:
+        error = error if isinstance(error, UserError) else OUT_OF_MEMORY
         process = f" (process {os.environ['RANK']})" if os.environ.get("RANK", "0") != "0" else ""
         print(f"{script}{process}: {error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):  # PyTorch's words
+            print(f"{script}: {OUT_OF_MEMORY}", file=sys.stderr)
+            sys.exit(2)
         if "RANK" not in os.environ or not any(name in str(error) for name in ("gloo", "NCCL", "Connection closed")):
             raise
         print(f"{script}: another process ended or stopped responding, so this one ends", file=sys.stderr)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from utils.console import UserError
 
+DOWNLOAD_TIMEOUT = timedelta(hours=12)
 TIMEOUT = timedelta(minutes=10)  # the run ends after this long without a reply from another process
 
 
@@ -39,6 +40,8 @@ def setup(device_name):
     """
     device = choose_device(device_name)
     if not dist.is_torchelastic_launched():
+        if device.type == "cuda":
+            torch.cuda.set_device(device.index or 0)  # of streams and graphs
         return device
     if device.type == "cuda":
         if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
@@ -89,12 +92,21 @@ def broadcast_from_rank0(tensor):
     return tensor
 
 
+def broadcast_object_from_rank0(value):
+    """Return rank 0's value, which pickle can copy; what the other ranks pass is not used."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
 @contextmanager
 def local_rank0_first():
     """Let the first process of each machine run the block before the others, for instance to download."""
     is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if world_size() > 1 and not is_first:
-        dist.barrier()
+    group = dist.new_group(backend="gloo", timeout=DOWNLOAD_TIMEOUT) if world_size() > 1 else None
+    if group and not is_first:
+        dist.barrier(group)
     yield
-    if world_size() > 1 and is_first:
-        dist.barrier()
+    if group and is_first:
+        dist.barrier(group)

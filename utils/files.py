@@ -5,12 +5,14 @@ import json
 import os
 import secrets
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.console import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
+HOUR = 3600  # seconds
 
 
 @contextmanager
@@ -20,11 +22,12 @@ def atomic_write(path, mode="xb"):
     A failure leaves `path` as it was. Missing folders are created. Raises UserError
     if the file cannot be written.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a symbolic link is followed
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, mode) as file:
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}  # the same bytes on every system
+        with open(temporary, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -47,23 +50,41 @@ def check_writable(path):
 
     Deletes the temporary files that a killed process left there.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = Path(os.path.realpath(path))
+    if os.path.isdir(path):
         raise UserError(f"{path}: cannot write it (it is a folder); name a file")
     try:
-        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        folder = next(folder for folder in path.parents if os.path.exists(folder))
         tempfile.TemporaryFile(dir=folder).close()
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-            leftover.unlink()
+            if time.time() - leftover.stat().st_mtime > HOUR:  # no process is still writing it
+                leftover.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass  # another process has deleted the leftover
     except OSError as error:
         raise UserError(f"{path}: cannot write it ({error.strerror or error})") from error
 
 
-def unique_path(path):
-    """Return `path`, with a number added to its name if it exists already."""
+@contextmanager
+def new_file(path):
+    """Yield `path`, with a number added to its name if it exists already, reserved by an empty file.
+
+    A failure removes the file. Raises UserError if it cannot be written.
+    """
     path, number = Path(path), 2
     unique = path
-    while unique.exists():
-        unique = path.with_name(f"{path.stem}_{number}{path.suffix}")
-        number += 1
-    return unique
+    while True:
+        try:
+            unique.parent.mkdir(parents=True, exist_ok=True)
+            open(unique, "x").close()  # fails if another process was first
+            break
+        except FileExistsError:
+            unique = path.with_name(f"{path.stem}_{number}{path.suffix}")
+            number += 1
+        except OSError as error:
+            raise UserError(f"{unique}: cannot write it ({error.strerror or error})") from error
+    try:
+        yield unique
+    except BaseException:
+        unique.unlink(missing_ok=True)
+        raise

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from utils.checkpoint import COLORS, KERNEL, MODEL, NUM_FILTERS
 
+TRAINING_FLAGS = ("batch_size", "learning_rate", "augment", "precision", "plot", "resume", "start_from")
+
 
 def number(kind, low, high, what):
     """Return an argparse type: a `kind` (int or float) from `low` to `high`."""
@@ -27,12 +29,11 @@ def add_number(group, *names, default, low, high, text, metavar="N", **more):
     group.add_argument(*names, type=kind, default=default, metavar=metavar, help=f"{text} (%(default)s)", **more)
 
 
-def odd_kernel(text):
-    """Argparse type of --kernel: an odd number from 1 to 15."""
-    value = number(int, 1, 15, "an odd number")(text)
-    if value % 2 == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is even; a filter needs a middle pixel: use 3 or 5")
-    return value
+def reject_flags(parser, values, mode, useless):
+    """End with an error if a flag named in `useless`, which has no effect in this mode, differs from its default."""
+    for name in useless:
+        if values[name] != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} has no effect with {mode}; leave one of them out")
 
 
 def add_action_flags(parser, default="train"):
@@ -55,7 +56,8 @@ def add_network_flags(parser, checkpoint_help, models=None):
         group.add_argument("-c", "--colors", metavar="K|FILE", help=f"number of colors, or a palette file ({COLORS})")
     count = number(int, 1, 1024, "a number of filters")
     names = "-f", "--num-filters", "--num_filters"
-    group.add_argument("-k", "--kernel", type=odd_kernel, metavar="N", help=f"filter size, odd ({KERNEL})")
+    odd = range(1, 16, 2)
+    group.add_argument("-k", "--kernel", type=int, choices=odd, metavar="N", help=f"filter size, odd ({KERNEL})")
     group.add_argument(*names, type=count, metavar="N", help=f"filters of the first stage ({NUM_FILTERS})")
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help=checkpoint_help)
 

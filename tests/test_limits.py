@@ -1,0 +1,249 @@
+"""Files that claim too much, names that cannot be printed or asked about, and systems that refuse."""
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import smooth_images, write_archive, write_cifar
+from PIL import Image
+
+import activations
+import colorization
+import data
+import models
+from models import new_network
+from sources import cifar10, image_files, unpickling
+from utils import console, files
+from utils.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from utils.console import UserError
+from utils.files import PROJECT, atomic_write, check_writable
+
+PALETTE = np.linspace([0.1, 0, 0.2], [0.9, 0.8, 1], 5)
+
+
+def save_image(path, size=(40, 30)):
+    Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize(size).save(path)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_what_an_encoding_lacks_is_printed_all_the_same(encoding, tmp_path, monkeypatch):
+    """As on a terminal of Windows: bars of a network's stages, and names of images."""
+    names = ["plain.png", "café.png", "馬.png", os.fsdecode(b"caf\xe9.png")]  # the last is no UTF-8
+    for name in names:
+        save_image(tmp_path / name)
+    for main, argv in (
+        (models.main, ["UNet"]),
+        (colorization.main, ["--colorize", *(str(tmp_path / name) for name in names), "--out-dir", str(tmp_path)]),
+    ):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "argv", ["script.py", *argv])
+            patched.setattr(sys, "stdout", stream)
+            console.run(main)
+        assert len(stream.buffer.getvalue().splitlines()) > 5
+    assert len(list(tmp_path.glob("*_colored.png"))) == len(names)
+
+
+def test_names_too_long_to_ask_about(tmp_path, monkeypatch, fails, capsys):
+    monkeypatch.chdir(tmp_path)
+    long = "x" * 300
+    for flags in (["--data", long], ["--checkpoint", long], ["--out-dir", long], ["-c", long]):
+        fails(colorization.main, "-e", "1", *flags)
+    fails(activations.main, long)
+    fails(data.main, "--output", long)
+    save_image("a.png")
+    save_image(f"{'y' * 245}.png")  # its result's name would be too long
+    with pytest.raises(UserError, match="1 of 2 images"):
+        colorization.main(["--colorize", f"{'y' * 245}.png", "a.png"])
+    assert "a_colored.png" in capsys.readouterr().out
+
+
+def test_an_album_is_colored_into_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_image("a.png")
+    for _ in range(2):
+        colorization.main(["--colorize", ".", "--out-dir", "."])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.png",
+        "a_colored.png",
+        "a_colored_2.png",
+        "before_and_after.png",
+        "before_and_after_2.png",
+    ]
+
+
+def test_titles_are_not_taken_for_formulas(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(r"a$\foo$b")
+    folder.mkdir()
+    for number in range(20):
+        save_image(folder / f"{number}.png")
+    colorization.main(["--data", str(folder), "-c", "3", "-e", "1", "-f", "2", "-b", "8"])
+    assert Path("outputs/unet_k3_f2_curve.png").exists()
+
+
+def test_files_that_start_a_program_are_not_images(tmp_path, monkeypatch):
+    path = tmp_path / "picture.eps"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(UserError, match="format other than"):
+        image_files.read_image(path)
+    assert image_files.list_image_files(tmp_path) == []
+    path.rename(tmp_path / "picture.png")
+    with pytest.raises(UserError, match="format other than"):
+        image_files.read_image(tmp_path / "picture.png")
+    Image.init()
+    assert set(image_files.FORMATS) <= set(Image.OPEN)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_is_one_line(error, fails):
+    def main(argv):
+        raise error
+
+    assert "out of memory; use fewer or smaller images" in fails(main)
+
+
+def test_a_system_whose_chmod_takes_no_descriptors(tmp_path, monkeypatch):
+    """As Windows' before Python 3.13."""
+
+    def chmod(path, mode, **_):
+        if isinstance(path, int):
+            raise TypeError("chmod: path should be string, bytes or os.PathLike, not int")
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_leftovers_of_others(tmp_path, monkeypatch):
+    """Those of a process that still writes stay; one that another process deletes first is no error."""
+    old, new = tmp_path / ".file.1.part", tmp_path / ".file.2.part"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    check_writable(tmp_path / "file")
+    assert not old.exists() and new.exists()
+    monkeypatch.setattr(files.Path, "glob", lambda *_: [old])
+    check_writable(tmp_path / "file")
+
+
+def test_two_processes_never_get_one_name(tmp_path):
+    """While one has not written yet, another asks for the same name."""
+    with files.new_file(tmp_path / "a.png") as first, files.new_file(tmp_path / "a.png") as second:
+        assert (first.name, second.name) == ("a.png", "a_2.png")
+    with pytest.raises(RuntimeError), files.new_file(tmp_path / "a.png"):
+        raise RuntimeError
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a_2.png"]
+
+
+def test_two_processes_unpack_one_archive(tmp_path, monkeypatch):
+    """The second finds the folder that the first has made in the meantime."""
+    source = write_cifar(tmp_path / "source")
+    sha256 = write_archive(tmp_path / "archive.tar.gz", source)
+    folder = tmp_path / cifar10.FOLDER
+    monkeypatch.setattr(cifar10.tarfile.TarFile, "extractall", lambda *_, **__: folder.mkdir())
+    cifar10.unpack(tmp_path / "archive.tar.gz", folder, sha256)
+    assert list(folder.iterdir()) == []
+
+
+def test_text_files_have_the_same_bytes_on_every_system(tmp_path):
+    with atomic_write(tmp_path / "file", "x") as file:
+        file.write("å\n")
+    assert (tmp_path / "file").read_bytes() == b"\xc3\xa5\n"
+
+
+def test_the_gpu_that_is_named_is_the_current_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    from utils import distributed
+
+    distributed.setup("cuda:1")
+    distributed.setup("cuda")
+    distributed.setup("cpu")
+    assert chosen == [1, 0]
+
+
+def nested_key(depth, opcode):
+    """A pickle of a dict whose key, a tuple of one tuple twice, and so on, takes 2^depth steps to hash."""
+    double = b"h\x00h\x00\x86q\x000"  # get, get, make a tuple of the two, put, pop
+    return (
+        b"\x80\x02}"
+        + (b"(" if opcode == b"u" else b"")
+        + b"K\x01\x85q\x000"
+        + depth * double
+        + b"h\x00K\x01"
+        + opcode
+        + b"."
+    )
+
+
+def test_keys_that_take_forever_to_hash():
+    for opcode in (b"u", b"s"):
+        assert len(pickle.loads(nested_key(3, opcode))) == 1
+        with pytest.raises((pickle.UnpicklingError, KeyError)):
+            unpickling.unpickle(io.BytesIO(nested_key(50, opcode)))
+
+
+def hostile_checkpoints(folder):
+    """Write small files that claim much; return their paths."""
+    _, checkpoint = new_network(PALETTE, "CNN", 3, 2)
+    save_checkpoint(folder / "small.pkl", checkpoint)
+    content = torch.load(folder / "small.pkl", weights_only=True)
+    assert content["format"] == FORMAT
+    with zipfile.ZipFile(folder / "small.pkl") as source:
+        parts = {entry.filename: source.read(entry) for entry in source.infolist()}
+    with zipfile.ZipFile(folder / "deflated.pkl", "w", zipfile.ZIP_DEFLATED) as target:
+        for name, part in parts.items():
+            target.writestr(name, bytes(1 << 30) if name.endswith("data/1") else part)
+    torch.save(content | {"kernel": 15, "num_filters": 1024}, folder / "many_filters.pkl")
+    with torch.device("meta"):
+        shapes = models.create_model("CNN", 15, 1024, 5).state_dict()
+    expanded = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in shapes.items()}
+    torch.save(content | {"kernel": 15, "num_filters": 1024, "state_dict": expanded}, folder / "expanded.pkl")
+    palette = torch.zeros((), dtype=torch.float64).expand(1 << 30, 3)
+    torch.save(content | {"palette": palette}, folder / "palette.pkl")
+    return [folder / f"{name}.pkl" for name in ("deflated", "many_filters", "expanded", "palette")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="memory in use is read with resource")
+def test_small_files_that_claim_much_take_little_memory_and_time(tmp_path):
+    paths = hostile_checkpoints(tmp_path)
+    assert all(path.stat().st_size < 10 << 20 for path in paths)
+    code = """
+import resource, sys, time
+from models import load_network
+from utils.console import UserError
+for path in sys.argv[1:]:
+    start = time.perf_counter()
+    try:
+        load_network(path)
+        sys.exit(f"{path} was loaded")
+    except UserError as error:
+        print(error)
+    assert time.perf_counter() - start < 10, path
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1_500_000, path
+"""
+    done = subprocess.run([sys.executable, "-c", code, *paths], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == len(paths)
+
+
+def test_an_archive_of_arrays_is_no_array(tmp_path, fails):
+    with open(tmp_path / "mine.npy", "wb") as file:
+        np.savez(file, images=smooth_images(30))
+    assert "an archive of arrays" in fails(colorization.main, "--data", tmp_path / "mine.npy", "--out-dir", tmp_path)
+
+
+def test_a_checkpoint_of_this_package_is_stored_uncompressed(tmp_path):
+    save_checkpoint(tmp_path / "u.pkl", new_network(PALETTE, "CNN", 3, 2)[1])
+    assert load_checkpoint(tmp_path / "u.pkl").num_filters == 2
