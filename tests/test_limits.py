@@ -1,12 +1,17 @@
 """Files that claim too much, names that cannot be printed or asked about, and systems that refuse."""
 
+import gzip
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
+import time
 import zipfile
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +25,8 @@ import data
 import models
 from models import new_network
 from sources import cifar10, image_files, unpickling
-from utils import console, files
+from training import run as training_run
+from utils import console, distributed, files
 from utils.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from utils.console import UserError
 from utils.files import PROJECT, atomic_write, check_writable
@@ -165,12 +171,69 @@ def test_the_gpu_that_is_named_is_the_current_one(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    from utils import distributed
-
     distributed.setup("cuda:1")
     distributed.setup("cuda")
     distributed.setup("cpu")
     assert chosen == [1, 0]
+
+
+def test_the_other_processes_wait_long_for_a_download(monkeypatch):
+    """Longer than for any other word of rank 0, which ends the run after ten minutes."""
+    waits = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "new_group", lambda backend, timeout: waits.append(timeout))
+    monkeypatch.setattr(distributed.dist, "barrier", lambda group: pytest.fail("no group to wait in"))
+    with distributed.local_rank0_first():
+        assert waits[0] > 60 * distributed.TIMEOUT
+
+
+def test_other_ranks_resume_from_what_rank_0_read(monkeypatch):
+    """On another machine, which has no state file."""
+    history, loaded = [{"epoch": 1}], []
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    log = SimpleNamespace(load_state=lambda: pytest.fail("it read the file itself"), path_for=str)
+    trainer = SimpleNamespace(load_state_dict=loaded.append)
+    monkeypatch.setattr(distributed, "broadcast_object_from_rank0", lambda _: (history, {"model": 1}))
+    training_run.resume_training(trainer, log)
+    assert log.history == history and loaded == [{"model": 1}]
+    monkeypatch.setattr(distributed, "broadcast_object_from_rank0", lambda _: UserError("no state"))
+    with pytest.raises(UserError, match="no state"):
+        training_run.resume_training(trainer, log)
+
+
+def test_a_failing_run_ends_all_runs_of_the_answers(monkeypatch):
+    monkeypatch.syspath_prepend(PROJECT / "docs")
+    import make_answers
+
+    started = []
+
+    def train(name, *_):
+        started.append(name)
+        if name == "first":
+            raise SystemExit("first: failed")
+        time.sleep(0.1)
+
+    monkeypatch.setattr(make_answers, "train", train)
+    with pytest.raises(SystemExit, match="first: failed"):
+        make_answers.train_all({name: [] for name in ("first", *"abcdefgh")}, [], jobs=2)
+    assert len(started) < 5
+
+
+def test_memory_is_left_out_where_there_is_no_proc(monkeypatch):
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
+    import bench_scaling
+
+    monkeypatch.setattr(bench_scaling.Path, "exists", lambda path: False)
+    assert bench_scaling.memory_of(SimpleNamespace(pid=1)) == ["", ""]
+
+
+def test_a_palette_is_fitted_once(cifar, monkeypatch):
+    torch.save(new_network(PALETTE, "CNN", 3, 2)[0].state_dict(), "bare.pkl")
+    fits = []
+    monkeypatch.setattr(data, "fit_palette", lambda *_: fits.append(1) or (PALETTE, 0.1))
+    flags = ["--category", "cat", "-c", "5", "-m", "CNN", "-f", "2"]
+    colorization.main(["--valid", "--checkpoint", "bare.pkl", *flags])
+    assert len(fits) == 1
 
 
 def nested_key(depth, opcode):
@@ -215,27 +278,71 @@ def hostile_checkpoints(folder):
     return [folder / f"{name}.pkl" for name in ("deflated", "many_filters", "expanded", "palette")]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="memory in use is read with resource")
+def hostile_files(folder):
+    """Write small files of all kinds that claim much; return [(how to read it, path)]."""
+    checkpoints = hostile_checkpoints(folder)
+    result = [("load_network", path) for path in checkpoints] + [("read_state", checkpoints[0])]
+    for name, shape in (("palette.npy", (1 << 40, 3)), ("images.npy", (1 << 40, 3, 32, 32))):
+        with open(folder / name, "wb") as file:
+            kind = "<f8" if name == "palette.npy" else "|u1"
+            header = {"descr": kind, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(bytes(1000))
+    result += [("load_palette", folder / "palette.npy"), ("array_images", folder / "images.npy")]
+    for number, start in enumerate((b"\x80\x05\x96", b"\x80\x04\x8e", b"\x80\x04\x95")):  # bytearray, bytes, frame
+        (folder / f"batch{number}").write_bytes(start + struct.pack("<Q", 60 << 30) + bytes(1000))
+        result.append(("read_batch", folder / f"batch{number}"))
+    (folder / "long_key").write_bytes(nested_key(50, b"u"))
+    (folder / "archive.tar.gz").write_bytes(gzip.compress(bytes(1 << 30), 1))
+    save_image(folder / "image.png")
+    whole = bytearray((folder / "image.png").read_bytes())
+    whole[16:24] = struct.pack(">II", 60_000, 60_000)  # width and height
+    whole[29:33] = struct.pack(">I", zlib.crc32(whole[12:29]))
+    (folder / "image.png").write_bytes(whole)
+    return [
+        *result,
+        ("read_batch", folder / "long_key"),
+        ("unpack", folder / "archive.tar.gz"),
+        ("read_image", folder / "image.png"),
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory in use is read from /proc")
 def test_small_files_that_claim_much_take_little_memory_and_time(tmp_path):
-    paths = hostile_checkpoints(tmp_path)
-    assert all(path.stat().st_size < 10 << 20 for path in paths)
+    """All are refused by a process that may have 1.5 GB more than PyTorch takes, each within ten seconds."""
+    files_and_readers = hostile_files(tmp_path)
+    assert all(path.stat().st_size < 10 << 20 for _, path in files_and_readers)
     code = """
 import resource, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from data import load_palette
 from models import load_network
+from sources.cifar10 import read_batch, unpack
+from sources.image_files import array_images, read_image
+from utils.checkpoint import read_torch_file
 from utils.console import UserError
-for path in sys.argv[1:]:
+readers = globals() | {
+    "read_state": lambda path: read_torch_file(path, "training state"),
+    "unpack": lambda path: unpack(Path(path), Path(path).with_name("unpacked"), "0" * 64),
+    "array_images": lambda path, read=array_images: read(path, True),
+}
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 1_500_000_000
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+for argument in sys.argv[1:]:
+    name, path = argument.split("=", 1)
     start = time.perf_counter()
     try:
-        load_network(path)
-        sys.exit(f"{path} was loaded")
+        readers[name](Path(path))
+        sys.exit(f"{path} was read")
     except UserError as error:
         print(error)
     assert time.perf_counter() - start < 10, path
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1_500_000, path
 """
-    done = subprocess.run([sys.executable, "-c", code, *paths], cwd=PROJECT, capture_output=True, text=True)
+    arguments = [f"{reader}={path}" for reader, path in files_and_readers]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == len(paths)
+    assert len(done.stdout.splitlines()) == len(arguments)
 
 
 def test_an_archive_of_arrays_is_no_array(tmp_path, fails):

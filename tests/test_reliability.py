@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tarfile
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ import colorization
 import data
 from models import create_model, load_network
 from sources import cifar10, image_files
-from training import loop
+from training import loop, run
 from utils import checkpoint
 from utils.console import UserError
 from utils.files import PROJECT
@@ -78,6 +79,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(cifar, small_palette, monkey
     torch.rand(7)
     colorization.main([*command, "--out-dir", "parts", "--resume"])
     same_runs("whole", "parts")
+    seconds = [float(line.rsplit(",", 1)[1]) for line in Path("parts/unet_k3_f2.csv").read_text().splitlines()[1:]]
+    assert json.loads(Path("parts/unet_k3_f2.json").read_text())["seconds"] == pytest.approx(sum(seconds))
 
 
 def test_a_run_from_a_checkpoint_is_resumed_from_its_own_state(cifar, small_palette, monkeypatch):
@@ -321,13 +324,13 @@ def test_targets_that_cannot_be_written_are_found_before_training(cifar, small_p
     assert "cannot write it" in fails(colorization.main, *SMALL, "-c", small_palette, *flags)
 
 
-def mutations(content, count, seed):
-    """Yield `count` damaged copies of a file's content: cut, changed, doubled, shuffled."""
+def mutations(content, count, seed, tail=None):
+    """Yield `count` damaged copies of a file's content: cut, changed, doubled, shuffled; in its last `tail` bytes."""
     chance = random.Random(seed)
     for _ in range(count):
         damaged = bytearray(content)
         for _ in range(chance.choice([1, 1, 2, 8])):
-            start = chance.randrange(len(damaged))
+            start = chance.randrange(max(0, len(damaged) - (tail or len(damaged))), len(damaged))
             kind = chance.randrange(4)
             if kind == 0:
                 damaged[start] = chance.randrange(256)
@@ -391,26 +394,69 @@ def picture_bytes(kind):
     return stream.getvalue()
 
 
-PARSERS = {
-    "batch": (batch, lambda: batch_bytes(smooth_images(2).reshape(2, -1), [3, 7]), 700),
-    "archive": (archive, lambda: archive_bytes("w:gz"), 400),
-    "unpacked archive": (archive, archive_bytes, 200),
-    "plain palette": (data.load_palette, plain_palette_bytes, 500),
-    "handout's palette": (data.load_palette, lambda: handout_palette(np.random.default_rng(0).random((5, 3))), 700),
-    "checkpoint": (load_network, checkpoint_bytes, 400),
-    **{kind: (image_files.read_image, partial(picture_bytes, kind), 150) for kind in ("PNG", "TIFF", "GIF", "BMP")},
+@cache
+def small_trainer():
+    torch.manual_seed(0)
+    dataset = data.ImageDataset(torch.from_numpy(smooth_images(4)), None, torch.device("cpu"))
+    return loop.Trainer(create_model("RegressionCNN", 3, 1), dataset, loop.TrainingConfig())
+
+
+def state_bytes():
+    stream = io.BytesIO()
+    history = [{"epoch": 1, "train_loss": 0.5, "valid_loss": 0.4, "learning_rate": 0.0, "seconds": 1.0}]
+    content = {"format": run.STATE_FORMAT, "settings": {"epochs": 2}, "history": history}
+    torch.save(content | {"trainer": small_trainer().state_dict()}, stream)
+    return stream.getvalue()
+
+
+def state(path):
+    log = SimpleNamespace(path_for=lambda suffix: path, settings={"epochs": 2})
+    log.load_state = partial(run.RunLog.load_state, log)
+    run.resume_training(small_trainer(), log)
+
+
+def array_bytes():
+    stream = io.BytesIO()
+    np.save(stream, smooth_images(20))
+    return stream.getvalue()[:70_000]  # the header and all images
+
+
+def array(path):
+    image_files.array_images(path, train=True)
+
+
+PARSERS = {  # how to read a file, how to make one, how many to damage (5,000 in all), in how many of the last bytes
+    "batch": (batch, lambda: batch_bytes(smooth_images(2).reshape(2, -1), [3, 7]), 700, None),
+    "archive": (archive, lambda: archive_bytes("w:gz"), 400, None),
+    "unpacked archive": (archive, archive_bytes, 200, None),
+    "plain palette": (data.load_palette, plain_palette_bytes, 500, None),
+    "handout's palette": (
+        data.load_palette,
+        lambda: handout_palette(np.random.default_rng(0).random((5, 3))),
+        700,
+        None,
+    ),
+    "checkpoint": (load_network, checkpoint_bytes, 400, None),
+    "directory of a checkpoint": (load_network, checkpoint_bytes, 600, 3000),
+    "training state": (state, state_bytes, 300, None),
+    "array of images": (array, array_bytes, 600, None),
+    **{
+        kind: (image_files.read_image, partial(picture_bytes, kind), 150, None)
+        for kind in ("PNG", "TIFF", "GIF", "BMP")
+    },
 }
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", PARSERS)
 def test_damaged_files_end_in_success_or_in_one_clear_line(name, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "ROWS", 2)
-    parse, make, count = PARSERS[name]
+    parse, make, count, tail = PARSERS[name]
     path = tmp_path / "file"
     refused = 0
     path.write_bytes(make())
     parse(path)  # undamaged, it is read
-    for seed, damaged in enumerate(mutations(make(), count, seed=1)):
+    for seed, damaged in enumerate(mutations(make(), count, seed=1, tail=tail)):
         path.write_bytes(damaged)
         try:
             parse(path)

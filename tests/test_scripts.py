@@ -174,6 +174,10 @@ def test_fitting_a_palette(cifar, capsys):
     assert Path("p.npy").read_bytes() == first
 
 
+def test_the_seed_of_k_means_has_its_range(cifar, fails):
+    assert "--seed: '-1' is not a number from 0" in fails(data.main, "--seed", "-1")
+
+
 def test_a_category_without_a_shipped_palette_gets_its_own(cifar, capsys):
     colorization.main([*SMALL, "--category", "cat", "-c", "3"])
     out = capsys.readouterr().out

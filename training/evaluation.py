@@ -35,9 +35,7 @@ def batch_metrics(outputs, targets):
 def predictions(net, dataset, batch_size=None, start=0, step=1):
     """Yield (images, targets, outputs) of every batch of a dataset, or of every `step`-th image from `start`."""
     device = device_of(net)
-    batch_size = batch_size or (
-        1000 if device.type == "cuda" else 100
-    )  # enough to fill a GPU, or what fits into a CPU's cache
+    batch_size = batch_size or (250 if device.type == "cuda" else 100)  # what fits into a CPU's cache
     chosen = dataset.images[start::step]
     for images in chosen.split(batch_size) if len(chosen) else ():
         images = images.to(device)
