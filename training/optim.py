@@ -24,22 +24,11 @@ class Adam:
     @torch.no_grad()
     def step(self, learning_rate):
         """Update the parameters from their gradients."""
-        adam(
-            self.parameters,
-            [p.grad for p in self.parameters],
-            self.exp_avgs,
-            self.exp_avg_sqs,
-            max_exp_avg_sqs=[],
-            state_steps=self.steps,
-            fused=True,
-            lr=learning_rate,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            eps=self.eps,
-            weight_decay=0,
-            amsgrad=False,
-            maximize=False,
-        )
+        gradients = [p.grad for p in self.parameters]
+        settings = {"beta1": self.betas[0], "beta2": self.betas[1], "lr": learning_rate, "eps": self.eps}
+        unused = {"max_exp_avg_sqs": [], "weight_decay": 0, "amsgrad": False, "maximize": False}
+        averages = self.exp_avgs, self.exp_avg_sqs
+        adam(self.parameters, gradients, *averages, state_steps=self.steps, fused=True, **settings, **unused)
 
     def state_dict(self):
         """Return the moving averages and step counts, as lists of tensors."""
