@@ -52,7 +52,7 @@ def parse(argv):
     add_number(group, "--temperature", default=config.temperature, low=0.01, high=100, text=text, metavar="T")
     args = parser.parse_args(argv)
     if args.colorize:
-        useless = (*TRAINING_FLAGS, "epochs", "rebalance", "picture_weight", "valid", "json", "holdout")
+        useless = (*TRAINING_FLAGS, "epochs", "rebalance", "picture_weight", "valid", "json")
         reject_flags(parser, vars(args), "--colorize", useless)
     elif args.valid:
         useless = (*TRAINING_FLAGS, "epochs", "rebalance", "picture_weight", "working_size")

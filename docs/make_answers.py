@@ -32,7 +32,7 @@ from models import CLASSIFIERS, MyConv2d, MyDilatedConv2d, file_name, load_netwo
 from pictures.decoding import comparison_rows
 from pictures.plots import new_figure, save, save_image_grid
 from training.evaluation import evaluate
-from utils.console import print_table
+from utils.console import print_table, run
 
 RUNS = PROJECT / "outputs" / "answers"
 PICTURES = PROJECT / "docs" / "answers"
@@ -329,7 +329,6 @@ def main(argv):
     source = ImageSource(args.data)
     if not source.cifar10_folder:
         raise SystemExit(f"--data {args.data}: not a folder that contains CIFAR-10")
-    source.validation_images()  # downloads CIFAR-10 if needed, once for all commands
     data_flags = ["--data", source.cifar10_folder.resolve()]
 
     missing = {name: flags for name, flags in runs().items() if not finished(name)}
@@ -339,6 +338,7 @@ def main(argv):
         for name, commands in missing.items():
             print(f"{name}: {', then '.join(' '.join(map(str, flags)) for flags in commands)}")
         return
+    source.validation_images()  # downloads CIFAR-10 if needed, once for all commands
     train_all(missing, data_flags, args.jobs)
 
     PICTURES.mkdir(exist_ok=True)
@@ -362,4 +362,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run(main)

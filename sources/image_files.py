@@ -14,8 +14,8 @@ from tqdm import tqdm
 from sources.cifar10 import SIZE
 from utils.console import UserError
 
-FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")  # none runs a program
-MAX_PIXELS = 100_000_000  # of an image, which keeps the process under 2 GB
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TGA", "TIFF", "WEBP")  # none runs a program
+MAX_PIXELS = 80_000_000  # of an image, which keeps the process under 2 GB
 VALIDATION_SHARE = 0.2  # of a folder's images
 
 

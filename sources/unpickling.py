@@ -30,6 +30,8 @@ class PickledDtype:
 
     def __init__(self, code, *_):
         self.code = code.decode() if isinstance(code, bytes) else code
+        if self.code not in ("u1", "f8", "O8"):
+            raise ValueError("an array of another type")
 
     def __setstate__(self, state):
         if state[1] not in (b"|", b"<", "|", "<"):

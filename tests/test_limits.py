@@ -251,6 +251,8 @@ def nested_key(depth, opcode):
 
 
 def test_keys_that_take_forever_to_hash():
+    with pytest.raises(ValueError, match="another type"):
+        unpickling.PickledDtype(((("u1",),),))
     for opcode in (b"u", b"s"):
         assert len(pickle.loads(nested_key(3, opcode))) == 1
         with pytest.raises((pickle.UnpicklingError, KeyError)):
@@ -267,15 +269,20 @@ def hostile_checkpoints(folder):
         parts = {entry.filename: source.read(entry) for entry in source.infolist()}
     with zipfile.ZipFile(folder / "deflated.pkl", "w", zipfile.ZIP_DEFLATED) as target:
         for name, part in parts.items():
-            target.writestr(name, bytes(1 << 30) if name.endswith("data/1") else part)
+            target.writestr(name, bytes(1 << 31) if name.endswith("data/1") else part)
     torch.save(content | {"kernel": 15, "num_filters": 1024}, folder / "many_filters.pkl")
     with torch.device("meta"):
         shapes = models.create_model("CNN", 15, 1024, 5).state_dict()
     expanded = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in shapes.items()}
     torch.save(content | {"kernel": 15, "num_filters": 1024, "state_dict": expanded}, folder / "expanded.pkl")
+    (folder / "hidden.pkl").write_bytes((folder / "deflated.pkl").read_bytes() + b"PK\5\6")  # zipfile sees no archive
+    deep = []
+    for _ in range(45):
+        deep = [deep, deep]  # takes 2^45 steps to print
+    torch.save(content | {"kernel": deep}, folder / "deep.pkl")
     palette = torch.zeros((), dtype=torch.float64).expand(1 << 30, 3)
     torch.save(content | {"palette": palette}, folder / "palette.pkl")
-    return [folder / f"{name}.pkl" for name in ("deflated", "many_filters", "expanded", "palette")]
+    return [folder / f"{name}.pkl" for name in ("deflated", "hidden", "deep", "many_filters", "expanded", "palette")]
 
 
 def hostile_files(folder):

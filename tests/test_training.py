@@ -295,6 +295,10 @@ def test_weights_that_the_last_step_breaks_stop_the_run(monkeypatch):
     assert next(rows)["epoch"] == 1
     with pytest.raises(FloatingPointError, match="weights are no longer finite after epoch 2"):
         next(rows)
+    net = create_model("CNN", 3, 4, 5)
+    net.rfconv[1].running_var.fill_(math.inf)  # with which the loss stays finite
+    with pytest.raises(FloatingPointError, match="weights are no longer finite after epoch 1"):
+        next(rows_of_training(net, random_images(8)))
 
 
 def test_rebalanced_parts_learn_as_the_whole_batch(monkeypatch):

@@ -129,7 +129,8 @@ def train(trainer, valid, epochs_done=0):
         for buffer in trainer.averaged_model.buffers():
             distributed.broadcast_from_rank0(buffer)
         valid_metrics = evaluate(trainer.averaged_model, valid)
-        if not math.isfinite(valid_metrics["loss"]):
+        tensors = trainer.averaged_model.state_dict().values()
+        if not math.isfinite(valid_metrics["loss"]) or not all(value.isfinite().all() for value in tensors):
             raise FloatingPointError(f"the weights are no longer finite after epoch {epoch}")
         yield {
             "epoch": epoch,

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import os
 import platform
+import reprlib
 import shlex
 import sys
 from dataclasses import asdict, replace
@@ -82,7 +83,11 @@ class RunLog:
         for name, value in self.settings.items():
             earlier = content["settings"].get(name)
             if earlier != value:
-                difference = "differs" if name in ("palette", "data_sha256") else f"was {earlier} and is now {value}"
+                difference = (
+                    "differs"
+                    if name in ("palette", "data_sha256")
+                    else f"was {reprlib.repr(earlier)} and is now {value!r}"
+                )
                 raise UserError(f"{path}: cannot resume with other settings: {name.replace('_', ' ')} {difference}")
         history = content["history"]
         if not history or [row["epoch"] for row in history] != list(range(1, len(history) + 1)):

@@ -65,10 +65,10 @@ def read_torch_file(path, kind):
     except OSError as error:
         raise UserError(f"{path}: cannot read the {kind} ({error.strerror})") from error
     try:
-        if zipfile.is_zipfile(io.BytesIO(raw)):
-            claimed = sum(entry.file_size for entry in zipfile.ZipFile(io.BytesIO(raw)).infolist())
-            if claimed > len(raw):  # torch.save does not compress
-                raise ValueError("its parts claim to be larger than the file")
+        if raw[:4] == b"PK\3\4":
+            parts = zipfile.ZipFile(io.BytesIO(raw)).infolist()
+            if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > len(raw):
+                raise ValueError("its parts claim to be larger than the file")  # torch.save does not compress
         return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything on a broken file
         raise UserError(f"{path}: not a {kind}, or a corrupt one; train it again or download it again") from error
@@ -85,14 +85,14 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
     content = read_torch_file(path, "checkpoint")
     described = {"model": model, "kernel": kernel, "num_filters": num_filters}
     if isinstance(content, dict) and content.get("format") in (FORMAT, OLD_FORMAT):
-        for name, value in described.items():
-            if value is not None and content.get(name) != value:
-                actual = f"{name.replace('_', ' ')} is {content.get(name)}, not {value}"
-                raise UserError(f"{path}: its {actual}; leave that flag out, or name another file")
         try:
             checkpoint = parse_checkpoint(content)
         except Exception as error:  # a hostile file's entries may be of any type
             raise UserError(f"{path}: a checkpoint with wrong or missing entries ({error}); train it again") from error
+        for name, value in described.items():
+            if value is not None and getattr(checkpoint, name) != value:
+                actual = f"{name.replace('_', ' ')} is {getattr(checkpoint, name)}, not {value}"
+                raise UserError(f"{path}: its {actual}; leave that flag out, or name another file")
         if palette is not None and not np.array_equal(checkpoint.palette, palette):
             hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
             raise UserError(f"{path}: not made with the palette of --colors; {hint}")
@@ -115,7 +115,7 @@ def parse_checkpoint(content):
     )
     sizes = checkpoint.kernel, checkpoint.num_filters
     if {type(size) for size in sizes} != {int} or sizes[0] not in range(1, 16, 2) or sizes[1] not in range(1, 1025):
-        raise ValueError("kernel {} with {} filters is not supported".format(*sizes))
+        raise ValueError("its kernel or number of filters is not supported")
     if not isinstance(checkpoint.model, str) or not isinstance(checkpoint.state_dict, dict):
         raise ValueError("its network has no name or no weights")
     return checkpoint

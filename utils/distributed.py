@@ -30,6 +30,8 @@ def choose_device(name):
         raise UserError(f"--device {name}: only cpu and cuda are supported")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: no such GPU on this machine; leave the flag out, or use --device cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # the one of streams and graphs
     return device
 
 
@@ -40,8 +42,6 @@ def setup(device_name):
     """
     device = choose_device(device_name)
     if not dist.is_torchelastic_launched():
-        if device.type == "cuda":
-            torch.cuda.set_device(device.index or 0)  # of streams and graphs
         return device
     if device.type == "cuda":
         if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):

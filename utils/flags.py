@@ -33,7 +33,8 @@ def reject_flags(parser, values, mode, useless):
     """End with an error if a flag named in `useless`, which has no effect in this mode, differs from its default."""
     for name in useless:
         if values[name] != parser.get_default(name):
-            parser.error(f"--{name.replace('_', '-')} has no effect with {mode}; leave one of them out")
+            flag = name.replace("learning", "learn").replace("_", "-")
+            parser.error(f"--{flag} has no effect with {mode}; leave one of them out")
 
 
 def add_action_flags(parser, default="train"):
