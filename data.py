@@ -252,8 +252,9 @@ def palette_for(colors, source, seed=0):
     shipped = palette_path(int(colors), source.category)
     if source.cifar10_folder and os.path.exists(shipped):
         return load_palette(shipped)
+    images = subsample(source.training_images())
     print(f"fitting a palette of {colors} colors to the training images", flush=True)
-    return fit_palette(subsample(source.training_images()), int(colors), seed)[0]
+    return fit_palette(images, int(colors), seed)[0]
 
 
 def main(argv):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data import to_gray
+from data import to_gray, to_rgb
 from models import STRIDE, predict
 from pictures.decoding import TEMPERATURE, apply_chroma, decode_annealed_mean
 from pictures.plots import save_image_grid
@@ -79,7 +79,7 @@ def thumbnail(image):
     """Return a small copy of an image as a tensor (3, h, w) in 0..1."""
     image = image.convert("RGB")  # a copy
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 256
+    return to_rgb(torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
 
 def is_result(file, folder):

@@ -37,17 +37,15 @@ class RunLog:
     """
 
     def __init__(self, checkpoint, path, out_dir, start_from):
-        check_writable(path)
         self.checkpoint, self.path, self.out_dir = checkpoint, path, out_dir
-        self.best_path, self.history = path.with_name(f"{path.stem}_best.pkl"), []
-        targets = [path, self.best_path, *map(self.path_for, SUFFIXES)]
+        self.best_path, self.history = path.parent / f"{path.stem}_best.pkl", []
         seen = {os.path.realpath(start_from): "--start-from"} if start_from else {}
-        for target in targets:
+        for target in (path, self.best_path, *map(self.path_for, SUFFIXES)):
             check_writable(target)
-            if os.path.realpath(target) in seen:
-                other = seen[os.path.realpath(target)]
-                raise UserError(f"{target}: would replace {other}; name another --checkpoint or --out-dir")
-            seen[os.path.realpath(target)] = "another file of this run"
+            real = os.path.realpath(target)
+            if real in seen:
+                raise UserError(f"{target}: would replace {seen[real]}; name another --checkpoint or --out-dir")
+            seen[real] = "another file of this run"
 
     def path_for(self, suffix):
         """Return the path of the run's file with this suffix."""
@@ -83,11 +81,9 @@ class RunLog:
         for name, value in self.settings.items():
             earlier = content["settings"].get(name)
             if earlier != value:
-                difference = (
-                    "differs"
-                    if name in ("palette", "data_sha256")
-                    else f"was {reprlib.repr(earlier)} and is now {value!r}"
-                )
+                difference = f"was {reprlib.repr(earlier)} and is now {value!r}"
+                if name in ("palette", "data_sha256"):  # too long to read
+                    difference = "differs"
                 raise UserError(f"{path}: cannot resume with other settings: {name.replace('_', ' ')} {difference}")
         history = content["history"]
         if not history or [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
