@@ -32,7 +32,7 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.valid or not args.epochs:
         mode, useless = ("--valid", "epochs") if args.valid else ("validation (training needs --epochs)", "valid")
-        reject_flags(parser, vars(args), mode, (*TRAINING_FLAGS, useless))
+        reject_flags(parser, vars(args), mode, (*TRAINING_FLAGS, "seed", useless))
     else:
         reject_flags(parser, vars(args), "training", ("json",))
     return args
@@ -54,7 +54,9 @@ def main(argv):
     if args.valid or not args.epochs:
         distributed.require_single_process("validation")
         net, checkpoint = load_network(args.checkpoint, **network)
-        run_validation(net.to(device), checkpoint, source, args.out_dir, config.temperature, args.json)
+        run_validation(
+            net.to(device), checkpoint, source, args.out_dir, config.temperature, args.json, [args.checkpoint]
+        )
     else:
         seed_everything(config.seed)
         net, checkpoint = load_network(args.start_from, **network) if args.start_from else new_network(None, **network)

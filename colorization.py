@@ -51,12 +51,15 @@ def parse(argv):
     text = "of the softmax: lower gives bolder colors, higher gives paler ones"
     add_number(group, "--temperature", default=config.temperature, low=0.01, high=100, text=text, metavar="T")
     args = parser.parse_args(argv)
+    training_flags = (*TRAINING_FLAGS, "epochs", "rebalance", "picture_weight")
     if args.colorize:
-        useless = (*TRAINING_FLAGS, "epochs", "rebalance", "picture_weight", "valid", "json")
-        reject_flags(parser, vars(args), "--colorize", useless)
+        reject_flags(parser, vars(args), "--colorize", (*training_flags, "valid", "json"))
+        if not args.colors:
+            reject_flags(parser, vars(args), "--colorize without --colors", ("data", "category", "holdout", "seed"))
     elif args.valid:
-        useless = (*TRAINING_FLAGS, "epochs", "rebalance", "picture_weight", "working_size")
-        reject_flags(parser, vars(args), "--valid", useless)
+        reject_flags(parser, vars(args), "--valid", (*training_flags, "working_size"))
+        if not args.colors:
+            reject_flags(parser, vars(args), "--valid without --colors", ("seed",))
     else:
         reject_flags(parser, vars(args), "training", ("json", "working_size"))
     return args
@@ -86,7 +89,9 @@ def main(argv):
             settings = {"working_size": args.working_size, "temperature": args.temperature}
             colorize_files(args.colorize, args.out_dir, net, checkpoint.palette, **settings)
         else:
-            run_validation(net, checkpoint, source, args.out_dir, args.temperature, args.json)
+            run_validation(
+                net, checkpoint, source, args.out_dir, args.temperature, args.json, (args.checkpoint, args.colors)
+            )
     else:
         config = TrainingConfig(**{name: getattr(args, name) for name in asdict(TrainingConfig())})
         seed_everything(config.seed)
@@ -94,7 +99,12 @@ def main(argv):
             net, checkpoint = load_classifier(args.start_from, args.colors, source, args.seed, **network)
         else:
             net, checkpoint = new_network(palette_for(args.colors or str(COLORS), source, config.seed), **network)
-        files = {"out_dir": args.out_dir, "path": args.checkpoint, "start_from": args.start_from}
+        files = {
+            "out_dir": args.out_dir,
+            "path": args.checkpoint,
+            "start_from": args.start_from,
+            "inputs": [args.colors],
+        }
         run_training(net.to(device), checkpoint, source, config, **files, resume=args.resume, plot=args.plot)
     distributed.cleanup()
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sources.cifar10 import CLASSES, contains_cifar10, load_cifar10
+from sources.cifar10 import CLASSES, FOLDER, contains_cifar10, load_cifar10
 from sources.image_files import array_images, folder_images, sample_images
-from sources.unpickling import unpickle
 from utils.checkpoint import COLORS, check_palette
 from utils.console import UserError, run
-from utils.files import PROJECT, atomic_write, check_writable
+from utils.files import PROJECT, atomic_write, check_targets
 from utils.flags import add_image_flags, add_number
+from utils.unpickling import unpickle
 
 MAX_SCANNED_IMAGES = 50_000  # larger data sets are sampled before training, not read whole
 
@@ -38,6 +38,13 @@ class ImageSource:
     folder: Path = field(  # where "cifar10" is, and is downloaded to
         default_factory=lambda: Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10")
     )
+
+    @property
+    def path(self):
+        """The file or folder that is read, or None."""
+        if self.cifar10_folder:
+            return self.cifar10_folder / FOLDER
+        return None if self.name == "sample" else Path(self.name)
 
     @property
     def cifar10_folder(self):
@@ -269,7 +276,7 @@ def main(argv):
     if not source.cifar10_folder and not args.output:
         raise UserError(f"--data {args.data} needs --output FILE: color/ contains only palettes of CIFAR-10")
     output = args.output or palette_path(args.colors, args.category)
-    check_writable(output)
+    check_targets([output], [source.path])
     palette, distance = fit_palette(subsample(source.training_images()), args.colors, args.seed)
     with atomic_write(output) as file:
         np.save(file, palette, allow_pickle=False)

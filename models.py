@@ -215,8 +215,8 @@ def convert_weights(net, state_dict):
     for name, value in state_dict.items():
         if value.untyped_storage().nbytes() < value.nbytes:
             raise ValueError(f"{name} claims to be larger than it is")
-        if not value.isfinite().all():
-            raise ValueError(f"{name} is not finite: its training diverged")
+        if not value.float().isfinite().all() or (name.endswith("running_var") and (value < 0).any()):
+            raise ValueError(f"{name} is not finite, or a negative variance: its training diverged")
     return state_dict
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sources.unpickling import unpickle
 from utils.console import UserError
 from utils.distributed import local_rank0_first
+from utils.unpickling import unpickle
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SIZE = 32

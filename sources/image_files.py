@@ -16,6 +16,7 @@ from utils.console import UserError
 
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TGA", "TIFF", "WEBP")  # none runs a program
 MAX_PIXELS = 80_000_000  # of an image, which keeps the process under 2 GB
+MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
 VALIDATION_SHARE = 0.2  # of a folder's images
 
 
@@ -38,6 +39,8 @@ def read_image(path):
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
+            if image.format in ("JPEG", "MPO") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
+                raise ValueError(f"it has more than {MAX_SCANS} progressive scans")
             image = ImageOps.exif_transpose(image)
             alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
             return to_uint8(image).convert("RGB"), alpha

@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -24,9 +25,9 @@ import colorization
 import data
 import models
 from models import new_network
-from sources import cifar10, image_files, unpickling
+from sources import cifar10, image_files
 from training import run as training_run
-from utils import console, distributed, files
+from utils import checkpoint, console, distributed, files, unpickling
 from utils.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from utils.console import UserError
 from utils.files import PROJECT, atomic_write, check_writable
@@ -128,6 +129,14 @@ def test_a_system_whose_chmod_takes_no_descriptors(tmp_path, monkeypatch):
     with atomic_write(tmp_path / "file") as file:
         file.write(b"content")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_name_whose_temporary_file_would_be_too_long(tmp_path):
+    """It is found before training, not when the first epoch ends."""
+    check_writable(tmp_path / "new" / "folder" / ("x" * 230))
+    with pytest.raises(UserError, match="File name too long"):
+        check_writable(tmp_path / ("x" * 246))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_leftovers_of_others(tmp_path, monkeypatch):
@@ -259,10 +268,79 @@ def test_keys_that_take_forever_to_hash():
             unpickling.unpickle(io.BytesIO(nested_key(50, opcode)))
 
 
+FORK = b"K\x01\x85q\x000" + 50 * b"h\x00h\x00\x86q\x000" + b"h\x00"  # a tuple that takes 2^50 steps to hash
+HOSTILE_PICKLES = {
+    "nested key": nested_key(50, b"s"),
+    "nested keys": nested_key(50, b"u"),
+    "bytearray": b"\x80\x02c__builtin__\nbytearray\n\x8a\x05" + struct.pack("<Q", 60 << 30)[:5] + b"\x85R.",
+    "pairs": b"\x80\x02ccollections\nOrderedDict\n](" + FORK + b"K\x01\x86e\x85R.",
+    "storage": b"\x80\x02(U\x07storagectorch\nFloatStorage\n" + FORK + b"U\x03cpuK\x01tQ.",
+}
+
+
+def legacy_file(content):
+    """Return a pickle as a file of torch.save's before PyTorch 1.6."""
+    stream = io.BytesIO()
+    torch.save({}, stream, _use_new_zipfile_serialization=False)
+    head, empty = stream.getvalue(), pickle.dumps({}, 2)
+    assert empty in head
+    return content.join(head.rsplit(empty, 1))
+
+
+def test_pickles_that_never_end_or_fill_the_memory(tmp_path):
+    """torch.load(weights_only=True) would go on forever, or allocate 60 GB."""
+    stream = io.BytesIO()
+    torch.save({"a": torch.ones(2), 3: [1.5, None, True]}, stream, _use_new_zipfile_serialization=False)
+    (tmp_path / "plain.pkl").write_bytes(stream.getvalue())
+    assert checkpoint.read_torch_file(tmp_path / "plain.pkl", "file")[3] == [1.5, None, True]
+    torch.save({}, tmp_path / "new.pkl")
+    with zipfile.ZipFile(tmp_path / "new.pkl") as source:
+        parts = {entry.filename: source.read(entry) for entry in source.infolist()}
+    for name, content in HOSTILE_PICKLES.items():
+        (tmp_path / f"{name}.old.pkl").write_bytes(legacy_file(content))
+        with zipfile.ZipFile(tmp_path / f"{name}.new.pkl", "w") as target:
+            for part, whole in parts.items():
+                target.writestr(part, content if part.endswith("data.pkl") else whole)
+        for kind in ("old", "new"):
+            with pytest.raises(UserError, match="not a file, or a corrupt one") as caught:
+                checkpoint.read_torch_file(tmp_path / f"{name}.{kind}.pkl", "file")
+            assert re.search("asks for|neither a string", str(caught.value.__cause__)), (name, kind)
+
+
+def test_sizes_that_a_checkpoint_claims(tmp_path):
+    """The checks themselves, beside what they save below."""
+    files = {path.stem: path for path in hostile_checkpoints(tmp_path)}
+    with pytest.raises(ValueError, match="claim to be larger than the file"):
+        checkpoint.check_torch_file(files["deflated"].read_bytes())
+    with pytest.raises(UserError, match=r"downconv1\.0.weight claims to be larger than it is"):
+        models.load_network(files["expanded"])
+
+
+@pytest.mark.parametrize(("name", "value"), [("downconv1.0.weight", 1e300), ("downconv1.2.running_var", -1.0)])
+def test_weights_that_give_no_finite_output(tmp_path, name, value):
+    _, small = new_network(PALETTE, "CNN", 3, 2)
+    small.state_dict[name] = torch.full_like(small.state_dict[name], value, dtype=torch.float64)
+    save_checkpoint(tmp_path / "u.pkl", small)
+    with pytest.raises(UserError, match=f"{name} is not finite"):
+        models.load_network(tmp_path / "u.pkl")
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path):
+    """Each takes as long as decoding the whole image, and ten bytes."""
+    stream = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(stream, "JPEG", progressive=True)
+    *parts, last = stream.getvalue().split(b"\xff\xda")
+    for count, name in ((10, "few"), (5000, "many")):
+        scans = [*parts, *[min(parts[2:], key=len)] * count, last]
+        (tmp_path / f"{name}.jpg").write_bytes(b"\xff\xda".join(scans))
+    assert image_files.read_image(tmp_path / "few.jpg")[0].size == (64, 64)
+    with pytest.raises(UserError, match=r"many\.jpg: cannot read this image .it has more than 100 progressive scans"):
+        image_files.read_image(tmp_path / "many.jpg")
+
+
 def hostile_checkpoints(folder):
     """Write small files that claim much; return their paths."""
-    _, checkpoint = new_network(PALETTE, "CNN", 3, 2)
-    save_checkpoint(folder / "small.pkl", checkpoint)
+    save_checkpoint(folder / "small.pkl", new_network(PALETTE, "CNN", 3, 2)[1])
     content = torch.load(folder / "small.pkl", weights_only=True)
     assert content["format"] == FORMAT
     with zipfile.ZipFile(folder / "small.pkl") as source:

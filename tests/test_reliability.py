@@ -174,11 +174,17 @@ def test_a_damaged_state_is_named(cifar, small_palette, monkeypatch, fails):
             colorization.main(command)
     path = Path("outputs/unet_k3_f2.state")
     content = torch.load(path, weights_only=True)
-    damages = ({}, {"model": {}}, {"trainer": 3}, {"optimizer": {"steps": []}}, None)
+    weights = content["trainer"]["averaged_model"]
+    spoilt = content["trainer"] | {"averaged_model": weights | {"finalconv.bias": weights["finalconv.bias"] * math.nan}}
+    damages = (spoilt, {}, {"model": {}}, {"trainer": 3}, {"optimizer": {"steps": []}}, None)
     for damage in damages:
         torch.save(content | {"trainer": damage}, path)
         assert "unet_k3_f2.state: a damaged training state" in fails(colorization.main, *command, "--resume")
-    for damage in ({"history": 3}, {"history": [1]}, {"history": []}, {"settings": None}):
+    row = content["history"][0]
+    broken = {name: value for name, value in row.items() if name != "valid_loss"}
+    histories = (3, [1], [], [broken], [row | {"seconds": "1"}], [row | {"x": []}], [row, row])
+    long = [row | {"epoch": epoch} for epoch in (1, 2, 3)]  # of a run of two epochs
+    for damage in ({"settings": None}, *({"history": history} for history in (*histories, long))):
         torch.save(content | damage, path)
         assert "unet_k3_f2.state: a damaged" in fails(colorization.main, *command, "--resume")
 
@@ -189,9 +195,33 @@ def test_no_file_of_a_run_replaces_another(cifar, small_palette, fails):
     before = Path("outputs/unet_k3_f2.pkl").read_bytes()
     Path("link.pkl").symlink_to("outputs/unet_k3_f2.pkl")
     for start in ("outputs/unet_k3_f2.pkl", "outputs/unet_k3_f2_best.pkl", "link.pkl"):
-        assert "would replace --start-from" in fails(colorization.main, "-b", "8", "--start-from", start)
+        assert f"would replace {start}" in fails(colorization.main, "-b", "8", "--start-from", start)
     assert "another file of this run" in fails(colorization.main, *flags, "--checkpoint", "outputs/u.csv")
     assert Path("outputs/unet_k3_f2.pkl").read_bytes() == before
+
+
+def test_no_input_is_replaced(cifar, small_palette, fails, monkeypatch):
+    np.save("mine.npy", smooth_images(40))
+    Path("album").mkdir()
+    for number in range(20):
+        Image.fromarray(smooth_images(1, seed=number)[0].transpose(1, 2, 0)).save(f"album/{number}.png")
+    colorization.main([*SMALL, "-e", "1", "-c", str(small_palette), "--checkpoint", "u.pkl"])
+    Path("MINE.NPY").hardlink_to("mine.npy")  # as on a file system that ignores the case of names
+    kept = {path: path.read_bytes() for path in (Path("u.pkl"), Path("mine.npy"), small_palette)}
+    train = [*SMALL, "-e", "1", "-c", small_palette]
+    for argv in (
+        [*train, "--checkpoint", small_palette],
+        [*train, "--data", "mine.npy", "--checkpoint", "mine.npy"],
+        [*train, "--data", "mine.npy", "--checkpoint", "MINE.NPY"],
+        ["--valid", "--checkpoint", "u.pkl", "--json", "u.pkl"],
+        ["--valid", "--checkpoint", "u.pkl", "-c", small_palette, "--json", small_palette],
+        ["--valid", "--checkpoint", "u.pkl", "--json", "outputs/unet_valid.png"],
+    ):
+        assert "would replace" in fails(colorization.main, *argv)
+    assert "would replace" in fails(data.main, "--data", "mine.npy", "--output", "mine.npy")
+    for argv in (["--data", "album", "--out-dir", "album/results"], ["--data", "."]):
+        assert "would become part of the data" in fails(colorization.main, *train, *argv)
+    assert all(path.read_bytes() == content for path, content in kept.items())
 
 
 def test_symbolic_links_are_followed(cifar, small_palette):

@@ -94,9 +94,11 @@ class Trainer:
         return {name: getattr(self, name).state_dict() for name in ("averaged_model", "model", "optimizer")}
 
     def load_state_dict(self, state_dict):
-        """Restore what state_dict() returned."""
+        """Restore what state_dict() returned. Raises some exception if it does not fit or is not finite."""
         for name in ("averaged_model", "model", "optimizer"):
             getattr(self, name).load_state_dict(state_dict[name])
+        if not is_finite(self.averaged_model) or not is_finite(self.model):
+            raise ValueError("weights that are not finite")
 
 
 def train(trainer, valid, epochs_done=0):
@@ -129,8 +131,7 @@ def train(trainer, valid, epochs_done=0):
         for buffer in trainer.averaged_model.buffers():
             distributed.broadcast_from_rank0(buffer)
         valid_metrics = evaluate(trainer.averaged_model, valid)
-        tensors = trainer.averaged_model.state_dict().values()
-        if not math.isfinite(valid_metrics["loss"]) or not all(value.isfinite().all() for value in tensors):
+        if not math.isfinite(valid_metrics["loss"]) or not is_finite(trainer.averaged_model):
             raise FloatingPointError(f"the weights are no longer finite after epoch {epoch}")
         yield {
             "epoch": epoch,
@@ -139,6 +140,11 @@ def train(trainer, valid, epochs_done=0):
             "learning_rate": config.learning_rate * one_cycle(epoch / config.epochs),
             "seconds": time.perf_counter() - start,
         }
+
+
+def is_finite(net):
+    """Return whether all weights and statistics of a network are finite."""
+    return all(value.isfinite().all() for value in net.state_dict().values())
 
 
 def choose_step(trainer):

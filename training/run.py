@@ -2,7 +2,7 @@
 
 import csv
 import hashlib
-import os
+import math
 import platform
 import reprlib
 import shlex
@@ -22,7 +22,7 @@ from training.loop import Trainer, train
 from utils import distributed
 from utils.checkpoint import read_torch_file, save_checkpoint, write_torch_file
 from utils.console import UserError
-from utils.files import atomic_write, check_writable, write_json
+from utils.files import atomic_write, check_targets, write_json
 
 STATE_FORMAT = "colorization training state 2"
 SUFFIXES = (".csv", ".json", ".state", "_curve.png", "_images.png")  # of a run's files in its output folder
@@ -36,16 +36,10 @@ class RunLog:
     repeat the run (.json) and what is needed to resume it (.state).
     """
 
-    def __init__(self, checkpoint, path, out_dir, start_from):
+    def __init__(self, checkpoint, path, out_dir, inputs):
         self.checkpoint, self.path, self.out_dir = checkpoint, path, out_dir
         self.best_path, self.history = path.parent / f"{path.stem}_best.pkl", []
-        seen = {os.path.realpath(start_from): "--start-from"} if start_from else {}
-        for target in (path, self.best_path, *map(self.path_for, SUFFIXES)):
-            check_writable(target)
-            real = os.path.realpath(target)
-            if real in seen:
-                raise UserError(f"{target}: would replace {seen[real]}; name another --checkpoint or --out-dir")
-            seen[real] = "another file of this run"
+        check_targets((path, self.best_path, *map(self.path_for, SUFFIXES)), inputs)
 
     def path_for(self, suffix):
         """Return the path of the run's file with this suffix."""
@@ -86,21 +80,27 @@ class RunLog:
                     difference = "differs"
                 raise UserError(f"{path}: cannot resume with other settings: {name.replace('_', ' ')} {difference}")
         history = content["history"]
-        if not history or [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
-            raise ValueError("epochs are missing")
+        names = {*history[0], "train_loss", "valid_loss", "seconds"}
+        for epoch, row in enumerate(history, 1):
+            if row["epoch"] != epoch or row.keys() != names or not all(map(math.isfinite, row.values())):
+                raise ValueError("an epoch is missing or incomplete")
+        if len(history) > self.settings["epochs"]:
+            raise ValueError("too many epochs")
         return history, content["trainer"]
 
 
-def run_training(net, checkpoint, source, config, out_dir, path=None, start_from=None, resume=False, plot=False):
+def run_training(
+    net, checkpoint, source, config, out_dir, path=None, start_from=None, inputs=(), resume=False, plot=False
+):
     """Train a network, and write its weights, metrics and pictures.
 
-    The weights go to `path`, by default a file in `out_dir` named after the network. `start_from`
-    is the file that the network's weights came from, if any. `resume` continues the interrupted run
-    with the same arguments; `plot` draws samples after every epoch. Raises UserError.
+    The weights go to `path`, by default a file in `out_dir` named after the network. `start_from` is the
+    file that the network's weights came from, if any; `inputs` are other files that were read. `resume`
+    continues the interrupted run with the same arguments; `plot` draws samples after every epoch. Raises UserError.
     """
     device, is_first = device_of(net), distributed.rank() == 0
     path = path or out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
-    log = RunLog(replace(checkpoint, data=str(source)), path, out_dir, start_from)
+    log = RunLog(replace(checkpoint, data=str(source)), path, out_dir, (start_from, source.path, *inputs))
     dataset = ImageDataset(source.training_images(), checkpoint.palette, device)
     valid = ImageDataset(source.validation_images(), checkpoint.palette, device)
     check_batch_size(config.batch_size, len(dataset))
@@ -133,13 +133,14 @@ def run_training(net, checkpoint, source, config, out_dir, path=None, start_from
         print(f"saved {log.path}, {log.best_path}; {', '.join(str(log.path_for(ending)) for ending in SUFFIXES)}")
 
 
-def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None):
+def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None, inputs=()):
     """Evaluate a network: print its metrics and those of its pictures, and draw the first ten.
 
-    With `json_path`, also compute the slower metrics and write those of every image to that file. Raises UserError.
+    With `json_path`, also compute the slower metrics and write those of every image to that file. `inputs`
+    are the files that the network and its palette came from. Raises UserError.
     """
-    if json_path:
-        check_writable(json_path)
+    path = out_dir / f"{checkpoint.model.lower()}_valid.png"
+    check_targets([path, json_path] if json_path else [path], (source.path, *inputs))
     valid = ImageDataset(source.validation_images(), checkpoint.palette, device_of(net))
     sums, batches = 0, []
     for images, targets, outputs in predictions(net, valid):
@@ -148,7 +149,6 @@ def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None
     rows = {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
     metrics = dict(zip(METRICS, (sums / len(valid)).tolist()))
     print(f"{checkpoint}\n{len(valid):,} images of {source}: {format_metrics(metrics)}")
-    path = out_dir / f"{checkpoint.model.lower()}_valid.png"
     samples = {label: row[:NUM_SAMPLES] for label, row in rows.items()}
     save_image_grid(path, f"{checkpoint.model}, {source}: {format_metrics(metrics)}", samples)
     print(f"saved {path}")

@@ -13,6 +13,7 @@ import torch
 
 from utils.console import UserError
 from utils.files import atomic_write
+from utils.unpickling import check_tensor_pickle
 
 FORMAT = "colorization checkpoint 2"
 OLD_FORMAT = "colorization checkpoint 1"  # stores the metrics under "figures"
@@ -65,13 +66,35 @@ def read_torch_file(path, kind):
     except OSError as error:
         raise UserError(f"{path}: cannot read the {kind} ({error.strerror})") from error
     try:
-        if raw[:4] == b"PK\3\4":
-            parts = zipfile.ZipFile(io.BytesIO(raw)).infolist()
-            if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > len(raw):
-                raise ValueError("its parts claim to be larger than the file")  # torch.save does not compress
-        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        return torch.load(check_torch_file(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything on a broken file
         raise UserError(f"{path}: not a {kind}, or a corrupt one; train it again or download it again") from error
+
+
+def check_torch_file(raw):
+    """Return the bytes of a file of torch.save's as a stream that is safe to load. Raises some exception.
+
+    torch.load(weights_only=True) runs no code that a file names, but a small file can make it fill the
+    memory or run forever.
+    """
+    checked = io.BytesIO(raw)
+    if raw[:4] != b"PK\3\4":  # the format before PyTorch 1.6, that of the handout: five pickles, then the storages
+        for _ in range(5):
+            check_tensor_pickle(checked)
+        checked.seek(0)
+        return checked
+    source, checked = zipfile.ZipFile(checked), io.BytesIO()
+    parts = source.infolist()
+    if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > len(raw):
+        raise ValueError("its parts claim to be larger than the file")  # torch.save does not compress
+    with zipfile.ZipFile(checked, "w") as target:  # written again, so that PyTorch reads the parts checked here
+        for part in parts:
+            content = source.read(part)
+            if part.filename.endswith("data.pkl"):
+                check_tensor_pickle(io.BytesIO(content))
+            target.writestr(part.filename, content)
+    checked.seek(0)
+    return checked
 
 
 def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=None):

@@ -4,7 +4,6 @@ import glob
 import json
 import os
 import secrets
-import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ def atomic_write(path, mode="xb"):
     if the file cannot be written.
     """
     path = Path(os.path.realpath(path))  # a symbolic link is followed
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}  # the same bytes on every system
@@ -39,10 +38,42 @@ def atomic_write(path, mode="xb"):
             temporary.unlink()
 
 
+def temporary_path(path):
+    """Return the path of a new temporary file beside `path`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
 def write_json(path, content):
     """Write plain containers as JSON, atomically."""
     with atomic_write(path, "x") as file:
         json.dump(content, file, indent=1)
+
+
+def check_targets(targets, inputs=()):
+    """Raise UserError unless the files `targets` can be written, and replace neither each other nor an input.
+
+    `inputs` are the files and folders that are read; what is None or does not exist is ignored.
+    """
+    seen = {}
+    for given in inputs:
+        if given and os.path.exists(given):
+            seen[file_identity(given)] = given
+    for target in targets:
+        check_writable(target)
+        for folder in Path(os.path.realpath(target)).parents:
+            if os.path.exists(folder) and file_identity(folder) in seen:
+                raise UserError(f"{target}: would become part of the data in {folder}; name another folder")
+        if file_identity(target) in seen:
+            raise UserError(f"{target}: would replace {seen[file_identity(target)]}; name another file or folder")
+        seen[file_identity(target)] = "another file of this run"
+
+
+def file_identity(path):
+    """Return what two paths share if they name one file, also on file systems that ignore the case of names."""
+    if not os.path.exists(path):
+        return os.path.normcase(os.path.realpath(path))
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def check_writable(path):
@@ -55,7 +86,9 @@ def check_writable(path):
         raise UserError(f"{path}: cannot write it (it is a folder); name a file")
     try:
         folder = next(folder for folder in path.parents if os.path.exists(folder))
-        tempfile.TemporaryFile(dir=folder).close()
+        trial = temporary_path(folder / path.name)
+        open(trial, "xb").close()
+        trial.unlink()
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
             if time.time() - leftover.stat().st_mtime > HOUR:  # no process is still writing it
                 leftover.unlink(missing_ok=True)
