@@ -16,7 +16,7 @@ from sources.cifar10 import CLASSES
 from sources.image_files import load_square
 from utils.console import UserError, run
 from utils.distributed import choose_device
-from utils.flags import add_image_flags, add_network_flags, add_output_flags
+from utils.flags import add_image_flags, add_network_flags, add_output_flags, reject_flags
 
 
 def parse(argv):
@@ -25,12 +25,20 @@ def parse(argv):
     add_network_flags(parser, "file to load the weights from (the shipped ones)", NETWORKS)
     add_image_flags(parser, ImageSource(), CLASSES)
     add_output_flags(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not is_number(args.image) and not (args.colors or "").isdecimal():
+        reject_flags(parser, vars(args), "an image file", ("data", "category"))
+    return args
+
+
+def is_number(name):
+    """Return whether a string is an integer."""
+    return name.removeprefix("-").isdecimal()
 
 
 def load_image(name, source):
     """Return (an image, uint8 (1, 3, 32, 32), its name), given the index of a test image or an image file."""
-    if not name.removeprefix("-").isdecimal():
+    if not is_number(name):
         return load_square(name)[None], Path(name).stem
     images, number = source.validation_images(), int(name)
     if not 0 <= number < len(images):

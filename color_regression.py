@@ -11,7 +11,7 @@ from dataclasses import asdict
 import torch.nn.functional as F
 
 from data import ImageSource, to_gray, to_rgb
-from models import load_network, new_network
+from models import load_network, new_network, pretrained_path
 from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
 from training.loop import TrainingConfig, seed_everything
@@ -53,10 +53,9 @@ def main(argv):
     config = TrainingConfig(**{name: vars(args)[name] for name in asdict(TrainingConfig()) if name in args})
     if args.valid or not args.epochs:
         distributed.require_single_process("validation")
-        net, checkpoint = load_network(args.checkpoint, **network)
-        run_validation(
-            net.to(device), checkpoint, source, args.out_dir, config.temperature, args.json, [args.checkpoint]
-        )
+        path = args.checkpoint or pretrained_path(**network)
+        net, checkpoint = load_network(path, **network)
+        run_validation(net.to(device), checkpoint, source, args.out_dir, config.temperature, args.json, [path])
     else:
         seed_everything(config.seed)
         net, checkpoint = load_network(args.start_from, **network) if args.start_from else new_network(None, **network)

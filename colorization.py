@@ -10,8 +10,8 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from data import ImageSource, palette_for
-from models import CLASSIFIERS, load_network, new_network
+from data import ImageSource, palette_file, palette_for
+from models import CLASSIFIERS, load_network, new_network, pretrained_path
 from pictures.colorize import WORKING_SIZE, colorize_files
 from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
@@ -51,15 +51,16 @@ def parse(argv):
     text = "of the softmax: lower gives bolder colors, higher gives paler ones"
     add_number(group, "--temperature", default=config.temperature, low=0.01, high=100, text=text, metavar="T")
     args = parser.parse_args(argv)
+    fits_palette = args.colors and args.colors.isdecimal()
     training_flags = (*TRAINING_FLAGS, "epochs", "rebalance", "picture_weight")
     if args.colorize:
         reject_flags(parser, vars(args), "--colorize", (*training_flags, "valid", "json"))
-        if not args.colors:
-            reject_flags(parser, vars(args), "--colorize without --colors", ("data", "category", "holdout", "seed"))
+        if not fits_palette:
+            reject_flags(parser, vars(args), "--colorize without --colors K", ("data", "category", "holdout", "seed"))
     elif args.valid:
         reject_flags(parser, vars(args), "--valid", (*training_flags, "working_size"))
-        if not args.colors:
-            reject_flags(parser, vars(args), "--valid without --colors", ("seed",))
+        if not fits_palette:
+            reject_flags(parser, vars(args), "--valid without --colors K", ("seed",))
     else:
         reject_flags(parser, vars(args), "training", ("json", "working_size"))
     return args
@@ -79,9 +80,11 @@ def main(argv):
     device = distributed.setup(args.device)
     source = ImageSource(args.data, args.category, args.holdout)
     network = {"model": args.model, "kernel": args.kernel, "num_filters": args.num_filters}
+    palette_input = palette_file(args.colors, source) if args.colors else None
     if args.colorize or args.valid:
         distributed.require_single_process("--colorize" if args.colorize else "--valid")
-        net, checkpoint = load_classifier(args.checkpoint, args.colors, source, args.seed, **network)
+        path = args.checkpoint or pretrained_path(**network)
+        net, checkpoint = load_classifier(path, args.colors, source, args.seed, **network)
         net.to(device)
         if args.colorize:
             check_writable(args.out_dir / "before_and_after.png")
@@ -89,9 +92,8 @@ def main(argv):
             settings = {"working_size": args.working_size, "temperature": args.temperature}
             colorize_files(args.colorize, args.out_dir, net, checkpoint.palette, **settings)
         else:
-            run_validation(
-                net, checkpoint, source, args.out_dir, args.temperature, args.json, (args.checkpoint, args.colors)
-            )
+            inputs = path, palette_input
+            run_validation(net, checkpoint, source, args.out_dir, args.temperature, args.json, inputs)
     else:
         config = TrainingConfig(**{name: getattr(args, name) for name in asdict(TrainingConfig())})
         seed_everything(config.seed)
@@ -99,12 +101,8 @@ def main(argv):
             net, checkpoint = load_classifier(args.start_from, args.colors, source, args.seed, **network)
         else:
             net, checkpoint = new_network(palette_for(args.colors or str(COLORS), source, config.seed), **network)
-        files = {
-            "out_dir": args.out_dir,
-            "path": args.checkpoint,
-            "start_from": args.start_from,
-            "inputs": [args.colors],
-        }
+        files = {"out_dir": args.out_dir, "path": args.checkpoint, "start_from": args.start_from}
+        files["inputs"] = [palette_input]
         run_training(net.to(device), checkpoint, source, config, **files, resume=args.resume, plot=args.plot)
     distributed.cleanup()
 

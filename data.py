@@ -120,16 +120,33 @@ def to_gray(images):
 
 
 class ImageDataset:
-    """Images, on the device if they fit, and their targets: palette labels, or RGB if there is no palette."""
+    """Images, on the device if they fit, and their targets: palette labels, or RGB if there is no palette.
+
+    `pixels`, uint8 (N, C, H, W), are red, green, blue and, for a palette and at most MAX_SCANNED_IMAGES,
+    the labels; so whatever moves pixels moves their labels along.
+    """
 
     def __init__(self, images, palette, device):
-        fits = device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
-        self.images = images.to(device) if fits else images
         self.palette = palette
         self.quantizer = None if palette is None else Quantizer(images, palette)
+        if self.quantizer and len(images) <= MAX_SCANNED_IMAGES:
+            labels = torch.cat([self.quantizer(part) for part in images.split(4096)])
+            images = torch.cat([images, labels[:, None]], 1)
+        fits = device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+        self.pixels = images.to(device) if fits else images
 
     def __len__(self):
-        return len(self.images)
+        return len(self.pixels)
+
+    @property
+    def images(self):
+        """The images without labels, uint8 (N, 3, H, W)."""
+        return self.pixels[:, :3]
+
+    def split(self, pixels):
+        """Split pixels (N, C, H, W) into images (N, 3, H, W) and their targets, those of targets()."""
+        images = pixels[:, :3]
+        return images, pixels[:, 3] if pixels.shape[1] > 3 else self.targets(images)
 
     def targets(self, images):
         """Return the targets of such images: labels uint8 (N, H, W), or RGB float32 (N, 3, H, W) in [0, 1)."""
@@ -246,19 +263,24 @@ def palette_path(num_colors, category):
     return PROJECT / "color" / f"color_kmeans{num_colors}_{suffix}.npy"
 
 
-def palette_for(colors, source, seed=0):
-    """Return the palette (K, 3) that a string names: a number of colors or a palette file.
+def palette_file(colors, source):
+    """Return the palette file that a string names, or None if it is a number of colors to be fitted.
 
-    A number means the shipped palette of the source's category; if there is none,
-    one is fitted to the training images. Raises UserError.
+    A number means the shipped palette of the source's category if there is one. Raises UserError.
     """
     if not colors.isdecimal():
-        return load_palette(colors)
+        return Path(colors)
     if not 2 <= int(colors) <= 256:
         raise UserError(f"--colors {colors}: 2 to 256 colors are supported")
     shipped = palette_path(int(colors), source.category)
-    if source.cifar10_folder and os.path.exists(shipped):
-        return load_palette(shipped)
+    return shipped if source.cifar10_folder and shipped.exists() else None
+
+
+def palette_for(colors, source, seed=0):
+    """Return the palette (K, 3) of palette_file(), or one fitted to the training images. Raises UserError."""
+    file = palette_file(colors, source)
+    if file:
+        return load_palette(file)
     images = subsample(source.training_images())
     print(f"fitting a palette of {colors} colors to the training images", flush=True)
     return fit_palette(images, int(colors), seed)[0]

@@ -182,10 +182,10 @@ def load_network(path, model=None, kernel=None, num_filters=None, palette=None):
     A path of None means the shipped weights of this network; the other arguments are those of
     load_checkpoint(). Raises UserError if the file cannot be used.
     """
-    path = path or pretrained_path(model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS)
+    path = path or pretrained_path(model, kernel, num_filters)
     checkpoint = load_checkpoint(path, model, kernel, num_filters, palette)
     if checkpoint.model not in NETWORKS:
-        raise UserError(f"{path}: unknown network {checkpoint.model}; the known ones are {', '.join(NETWORKS)}")
+        raise UserError(f"{path}: unknown network {checkpoint.model!r:.50}; the known ones are {', '.join(NETWORKS)}")
     if (checkpoint.palette is not None) != (checkpoint.model in CLASSIFIERS):
         needs = "needs its palette; name that" if checkpoint.palette is None else "has no palette; do not name one"
         raise UserError(f"{path}: a {checkpoint.model} {needs} with --colors")
@@ -225,9 +225,9 @@ def file_name(model, kernel, num_filters):
     return f"{FILE_STEMS[model]}_k{kernel}_f{num_filters}.pkl"
 
 
-def pretrained_path(model, kernel, num_filters):
-    """Return the path of the shipped weights of such a network. Raises UserError if there are none."""
-    path = PROJECT / "weights" / file_name(model, kernel, num_filters)
+def pretrained_path(model=None, kernel=None, num_filters=None):
+    """Return the path of a network's shipped weights; None selects a default. Raises UserError if there are none."""
+    path = PROJECT / "weights" / file_name(model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS)
     if not path.exists():
         raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file with --checkpoint")
     return path

@@ -93,9 +93,9 @@ def our_loop(images, palette, device, num_filters=32, batch_size=100):
 
     def epoch(steps=None):
         order = torch.randint(len(dataset), (steps * batch_size,)) if steps else torch.randperm(len(dataset))
-        for batch in order.to(dataset.images.device).split(batch_size):
-            metrics = step(dataset.images[batch].to(device))
-        return metrics.tolist()  # waits for the device
+        for batch in order.to(dataset.pixels.device).split(batch_size):
+            loss = step(dataset.pixels[batch].to(device))
+        return loss.item()  # waits for the device
 
     return epoch
 

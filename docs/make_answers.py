@@ -301,6 +301,8 @@ def curves(models):
                 rows = history(f"{short(model)}_{seed}")
                 for part, style in (("train", ":"), ("valid", "-")):
                     name = f"{model}, {'training' if part == 'train' else 'held out'}" if seed == 0 else None
+                    if f"{part}_{figure_name}" not in rows[0]:
+                        continue  # training measures the loss alone
                     values = [row[f"{part}_{figure_name}"] for row in rows]
                     ax.plot([row["epoch"] for row in rows], values, style, color=f"C{color}", label=name, linewidth=1)
         ax.set_xlabel("epoch")

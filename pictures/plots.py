@@ -46,7 +46,7 @@ def save_image_grid(path, title, rows):
 
 
 def save_curve(path, title, history):
-    """Plot loss and, if present, accuracy against the epoch, for training and validation."""
+    """Plot the losses and, if present, the validation accuracy against the epoch."""
     epochs = [row["epoch"] for row in history]
     names = {"loss": "loss"}
     if "valid_accuracy" in history[0]:
@@ -54,7 +54,8 @@ def save_curve(path, title, history):
     figure = new_figure(figsize=(5 * len(names), 3.6), layout="constrained")
     for ax, (name, label) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items()):
         for part, words in (("train", "training"), ("valid", "validation")):
-            ax.plot(epochs, [row[f"{part}_{name}"] for row in history], marker=".", label=words)
+            if f"{part}_{name}" in history[0]:
+                ax.plot(epochs, [row[f"{part}_{name}"] for row in history], marker=".", label=words)
         ax.set_xlabel("epoch")
         ax.set_ylabel(label)
         ax.xaxis.get_major_locator().set_params(integer=True)

@@ -43,14 +43,14 @@ class Stopped(BaseException):
 
 def stop_in_epoch(monkeypatch, epoch, error):
     """Have training break off with an error in this epoch, once some steps are taken."""
-    means = loop.epoch_means
+    mean = loop.epoch_mean
 
-    def breaking(metrics, number, *settings):
+    def breaking(losses, number, *settings):
         if number == epoch:
             raise error
-        return means(metrics, number, *settings)
+        return mean(losses, number, *settings)
 
-    monkeypatch.setattr(loop, "epoch_means", breaking)
+    monkeypatch.setattr(loop, "epoch_mean", breaking)
 
 
 def metrics_of(path):
@@ -176,13 +176,13 @@ def test_a_damaged_state_is_named(cifar, small_palette, monkeypatch, fails):
     content = torch.load(path, weights_only=True)
     weights = content["trainer"]["averaged_model"]
     spoilt = content["trainer"] | {"averaged_model": weights | {"finalconv.bias": weights["finalconv.bias"] * math.nan}}
-    damages = (spoilt, {}, {"model": {}}, {"trainer": 3}, {"optimizer": {"steps": []}}, None)
+    damages = (spoilt, {}, {"model": {}}, {"trainer": 3}, {"adam": {"steps": []}}, None)
     for damage in damages:
         torch.save(content | {"trainer": damage}, path)
         assert "unet_k3_f2.state: a damaged training state" in fails(colorization.main, *command, "--resume")
     row = content["history"][0]
     broken = {name: value for name, value in row.items() if name != "valid_loss"}
-    histories = (3, [1], [], [broken], [row | {"seconds": "1"}], [row | {"x": []}], [row, row])
+    histories = (3, [1], [], [broken], [row | {"seconds": "1"}], [row | {"x": []}], [row, dict(row)])
     long = [row | {"epoch": epoch} for epoch in (1, 2, 3)]  # of a run of two epochs
     for damage in ({"settings": None}, *({"history": history} for history in (*histories, long))):
         torch.save(content | damage, path)
@@ -216,9 +216,12 @@ def test_no_input_is_replaced(cifar, small_palette, fails, monkeypatch):
         ["--valid", "--checkpoint", "u.pkl", "--json", "u.pkl"],
         ["--valid", "--checkpoint", "u.pkl", "-c", small_palette, "--json", small_palette],
         ["--valid", "--checkpoint", "u.pkl", "--json", "outputs/unet_valid.png"],
+        ["--valid", "--data", "mine.npy", "--json", "mine.npy"],
+        ["--valid", "--data", "mine.npy", "--json", PROJECT / "weights/unet_k3_f32.pkl"],
     ):
         assert "would replace" in fails(colorization.main, *argv)
     assert "would replace" in fails(data.main, "--data", "mine.npy", "--output", "mine.npy")
+    data.main(["--data", "album", "-c", "3", "--output", "album/palette.npy"])  # which is no image
     for argv in (["--data", "album", "--out-dir", "album/results"], ["--data", "."]):
         assert "would become part of the data" in fails(colorization.main, *train, *argv)
     assert all(path.read_bytes() == content for path, content in kept.items())

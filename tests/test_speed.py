@@ -33,7 +33,7 @@ def same(first, second, **tolerance):
 
 
 def test_precision_is_chosen_for_the_device():
-    assert choose_precision("auto", CPU) == choose_precision("fp32", CPU) == torch.float32
+    assert choose_precision("fp32", CPU) == torch.float32
     assert choose_precision("bf16", CPU) == torch.bfloat16
 
 
@@ -52,7 +52,7 @@ class GraphOnCPU:
         self.graphed = graphed
 
     def replay(self):
-        self.graphed.static_metrics = self.graphed.trainer.step(self.graphed.static_images)
+        self.graphed.static_loss = self.graphed.trainer.step(self.graphed.static_pixels)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def graphed_on_cpu(monkeypatch):
 
     def capture(self, images):
         recorded.append(len(images))
-        self.static_images, self.graph = images.clone(), GraphOnCPU(self)
+        self.static_pixels, self.graph = images.clone(), GraphOnCPU(self)
         return True
 
     class Graphed(GraphedStep):
@@ -111,20 +111,19 @@ def test_a_recording_that_fails_says_so_and_training_runs_on(graphed_on_cpu, mon
     step.warmup_step = trainer.step
     step.WARMUP_STEPS = 0
     monkeypatch.setattr(torch.cuda, "graph", broken_graph(RuntimeError("operation not permitted\nwhen capturing")))
-    monkeypatch.setattr(trainer.optimizer, "step", lambda rate: None)  # a recorded step does not run
-    assert step(trainer.dataset.images).isfinite().all()
+    monkeypatch.setattr(trainer.adam, "step", lambda rate: None)  # a recorded step does not run
+    assert step(trainer.dataset.pixels).isfinite().all()
     assert capsys.readouterr().out == (
         "CUDA graph capture failed (operation not permitted); training continues without it\n"
     )
-    assert all(p.grad is None for p in trainer.model.parameters())
     assert current == ["the stream before"]
-    step(trainer.dataset.images)
+    step(trainer.dataset.pixels)
     assert capsys.readouterr().out == ""
     step = GraphedStep(trainer)
     step.WARMUP_STEPS = 0
     monkeypatch.setattr(torch.cuda, "graph", broken_graph(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):  # a mistake of ours is not taken for CUDA's
-        step(trainer.dataset.images)
+        step(trainer.dataset.pixels)
 
 
 def test_flags_reach_training(cifar, small_palette, capsys):
@@ -134,7 +133,19 @@ def test_flags_reach_training(cifar, small_palette, capsys):
     out = capsys.readouterr().out
     auto, fp32, bf16 = re.findall(r"^epoch   2/2 .*(training loss \S+)", out, re.MULTILINE)
     assert bf16 != fp32
-    assert auto == fp32 or torch.cuda.is_available()
+    assert auto == (fp32 if choose_precision("auto", CPU) == torch.float32 else bf16) or torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)],
+)
+def test_bfloat16_is_chosen_where_the_processor_has_it(monkeypatch, capabilities, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert choose_precision("auto", CPU) == precision
+    assert choose_precision("fp32", CPU) == torch.float32
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in older versions of PyTorch
+    assert choose_precision("auto", CPU) == torch.float32
 
 
 @needs_cuda
@@ -153,11 +164,11 @@ def test_nothing_waits_for_the_gpu_within_an_epoch():
     device = torch.device("cuda")
     dataset = ImageDataset(random_images(15), PALETTE, device)
     trainer = Trainer(create_model("UNet", 3, 4, 5).to(device), dataset, TrainingConfig())
-    trainer.step(dataset.images[:4])
+    trainer.step(dataset.pixels[:4])
     torch.cuda.set_sync_debug_mode("error")
     try:
         trainer.learning_rate.fill_(0.01)
-        trainer.step(dataset.images[:4])
+        trainer.step(dataset.pixels[:4])
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

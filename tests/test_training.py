@@ -17,8 +17,8 @@ from data import ImageDataset, hold_out
 from models import create_model, predict
 from training.augmentation import augment
 from training.evaluation import accuracy, batch_metrics, cross_entropy, evaluate
-from training.loop import Trainer, TrainingConfig, class_weights, train, tune_malloc
-from training.optim import Adam, averaging_weight, one_cycle, update_average
+from training.loop import MUON_RATE, Trainer, TrainingConfig, class_weights, train, tune_malloc
+from training.optim import Adam, Muon, averaging_weight, flatten, middle_weights, one_cycle, orthogonalize
 from utils.console import UserError
 
 CPU = torch.device("cpu")
@@ -140,10 +140,53 @@ def test_adam_is_pytorchs():
         reference.step()
         reference.zero_grad()
         ours.step(torch.tensor(rate))
-        mine.zero_grad()
     for got, expected in zip(mine.parameters(), theirs.parameters()):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
-        assert got.grad is None
+        assert not got.grad.any()
+
+
+def test_muon_is_pytorchs():
+    """torch.optim.Muon orthogonalizes in bfloat16, so within its rounding; three steps at two rates."""
+    torch.manual_seed(0)
+    mine = [torch.randn(4, 2, 3, 3).to(memory_format=torch.channels_last), torch.randn(4, 6, 1, 1)]
+    theirs = [weight.permute(0, 2, 3, 1).flatten(1).clone() for weight in mine]
+    mine, theirs = [[nn.Parameter(weight) for weight in weights] for weights in (mine, theirs)]
+    settings = {"momentum": 0.6, "weight_decay": 0, "lr": 0}
+    ours, reference = Muon(mine, momentum=0.6), torch.optim.Muon(theirs, **settings)
+    for rate in (0.1, 0.02, 0.1):
+        for got, expected in zip(mine, theirs):
+            expected.grad = torch.randn_like(expected)
+            shape = got.permute(0, 2, 3, 1).shape
+            got.grad.copy_(expected.grad.view(shape).permute(0, 3, 1, 2))
+        reference.param_groups[0]["lr"] = rate
+        reference.step()
+        ours.step(torch.tensor(rate))
+    for got, expected in zip(mine, theirs):
+        torch.testing.assert_close(got.permute(0, 2, 3, 1).flatten(1), expected, rtol=0, atol=0.01)
+        assert not got.grad.any()
+
+
+def test_an_orthogonalized_matrix_keeps_its_singular_vectors():
+    torch.manual_seed(0)
+    matrix = torch.randn(5, 20).double()
+    left, values, right = torch.linalg.svd(orthogonalize(matrix), full_matrices=False)
+    assert values.min() > 0.65 and values.max() < 1.25
+    product = left.T @ matrix @ right.T  # diagonal if the singular vectors are those of the matrix
+    torch.testing.assert_close(product, product.diagonal().diag(), rtol=0, atol=1e-6)
+
+
+def test_flattened_tensors_are_views_of_one_vector():
+    weight, bias = torch.arange(36.0).view(2, 2, 3, 3).to(memory_format=torch.channels_last), torch.ones(2)
+    before = weight.clone()
+    vector = flatten([weight, bias])
+    assert torch.equal(weight, before) and weight.is_contiguous(memory_format=torch.channels_last)
+    vector.add_(1)
+    assert torch.equal(weight, before + 1) and torch.equal(bias, torch.full((2,), 2.0))
+    net = create_model("UNet", 3, 4, 5)
+    middle, others = middle_weights(net)
+    stages = (net.downconv2, net.rfconv, net.upconv1, net.upconv2)
+    assert [id(weight) for weight in middle] == [id(stage[0].weight) for stage in stages]
+    assert len(middle) + len(others) == len(list(net.parameters()))
 
 
 def test_one_cycle_rises_and_falls_to_zero():
@@ -157,20 +200,28 @@ def test_one_cycle_rises_and_falls_to_zero():
 
 
 def test_averaging_weighs_later_steps_more():
-    net, trained = Fixed([5.0]), Fixed([5.0])
-    weights = []
+    average, weights = torch.tensor([5.0]), []
     for step in range(1, 11):
-        trained.logits.data.fill_(step)
-        update_average(net, trained, averaging_weight(torch.tensor(float(step))))
+        average.lerp_(torch.tensor([float(step)]), averaging_weight(torch.tensor(float(step))))
         weights = [w * (1 - 9 / (9 + step)) for w in weights] + [9 / (9 + step)]
     start = 5 * (1 - sum(weights))
     expected = start + sum(weight * step for step, weight in enumerate(weights, 1))
-    assert net.logits.item() == pytest.approx(expected, rel=1e-6)
+    assert average.item() == pytest.approx(expected, rel=1e-6)
     assert weights == sorted(weights)
-    nets = [create_model("CNN", 3, 4, 5) for _ in range(2)]
-    nets[1](torch.rand(2, 1, 8, 8))
-    update_average(*nets, averaging_weight(torch.tensor(1.0)))
-    assert torch.allclose(nets[0].rfconv[1].running_mean, 0.9 * nets[1].rfconv[1].running_mean)
+
+
+def test_weights_and_statistics_are_averaged():
+    torch.manual_seed(0)
+    net = create_model("UNet", 3, 4, 5)
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    trainer = Trainer(net, random_dataset(6), TrainingConfig(augment=()))
+    trainer.learning_rate.fill_(0.01)
+    trainer.step(trainer.dataset.pixels)
+    for name, average in net.state_dict().items():
+        latest = trainer.model.state_dict()[name]
+        if average.is_floating_point():
+            torch.testing.assert_close(average, start[name].lerp(latest, 0.9))
+            assert not torch.equal(latest, start[name])
 
 
 class Recorder(Fixed):
@@ -231,23 +282,25 @@ def test_a_regression_has_no_accuracy():
 
 
 def test_a_step_is_the_one_of_plain_pytorch():
-    """Two steps at a known learning rate, against a plain loop with PyTorch's own optimizer."""
+    """Two steps at a known learning rate, against a plain loop with PyTorch's own optimizers."""
     torch.manual_seed(0)
     net, dataset = create_model("UNet", 3, 4, 5), random_dataset(6)
     reference = copy.deepcopy(net)
-    optimizer = torch.optim.Adam(reference.parameters(), lr=0.01)
-    trainer = Trainer(net, dataset, TrainingConfig(augment=()))
+    middle, others = middle_weights(reference)
+    optimizer = torch.optim.Adam(others, lr=0.01)
+    trainer = Trainer(net, dataset, TrainingConfig(augment=(), precision="fp32"))
+    muon = Muon(middle)
     trainer.learning_rate.fill_(0.01)
     for _ in range(2):
-        metrics = trainer.step(dataset.images)
+        loss_of_step = trainer.step(dataset.pixels)
         logits = reference.train()(dataset.images.float().mean(1, keepdim=True) / 256)
         labels = dataset.targets(dataset.images).long()
         loss = F.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        expected = [loss.item(), (logits.argmax(1) == labels).float().mean().item()]
-        assert metrics.tolist() == pytest.approx(expected, abs=1e-5)
+        muon.step(MUON_RATE * 0.01)
+        assert loss_of_step.item() == pytest.approx(loss.item(), abs=1e-5)
     for got, expected in zip(trainer.model.finalconv.parameters(), reference.finalconv.parameters()):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
@@ -288,7 +341,7 @@ def test_weights_that_the_last_step_breaks_stop_the_run(monkeypatch):
     def breaking(self, learning_rate):
         step(self, learning_rate)
         if next(calls) == 4:  # the last step of the second epoch, whose loss is still finite
-            self.parameters[-1].data.fill_(math.inf)
+            self.vector[-1] = math.inf
 
     monkeypatch.setattr(Adam, "step", breaking)
     rows = rows_of_training(create_model("CNN", 3, 4, 5), random_images(8), epochs=3)
@@ -305,10 +358,9 @@ def test_rebalanced_parts_learn_as_the_whole_batch(monkeypatch):
     """Two processes' gradients, averaged, are those of one process; with parts of different sizes and colors."""
     dataset, config = random_dataset(5), TrainingConfig(augment=(), rebalance=True)
     gradients = []
-    monkeypatch.setattr(Adam, "step", lambda *_: None)
-    monkeypatch.setattr(nn.Module, "zero_grad", lambda net: gradients.append(net.logits.grad.clone()))
-    Trainer(Fixed([0.1, 0.5, -0.3, 0.2, 0.0]), dataset, config).step(dataset.images)
-    parts = dataset.images[:3], dataset.images[3:]
+    monkeypatch.setattr(Adam, "step", lambda adam, rate: gradients.append(adam.gradient.clone()))
+    Trainer(Fixed([0.1, 0.5, -0.3, 0.2, 0.0]), dataset, config).step(dataset.pixels)
+    parts = dataset.pixels[:3], dataset.pixels[3:]
     for part in parts:
         Trainer(Fixed([0.1, 0.5, -0.3, 0.2, 0.0]), dataset, config).step(part, len(part) * 2 / 5)
     whole, first, second = gradients

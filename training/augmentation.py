@@ -6,9 +6,8 @@ AUGMENTATIONS = ("mirror", "upside-down", "shift-x", "shift-y")
 
 
 def augment(images, transforms):
-    """Apply the named transforms of AUGMENTATIONS to each of the images (N, 3, H, W) at random.
+    """Apply the named transforms of AUGMENTATIONS to each of the images (N, C, H, W) at random.
 
-    Transforms may only move pixels: labels are looked up for the colors of the original images.
     "mirror" and "upside-down" flip an image with probability 1/2; "shift-x" and "shift-y" shift it
     by -1, 0 or 1 pixel, with reflection padding.
     """

@@ -19,42 +19,41 @@ class GraphedStep:
         self.graph = None
         self.failed = False
 
-    def __call__(self, images, scale=1):
-        """Take a step with a batch of images (N, 3, H, W), uint8; return its metrics. The scale must be 1."""
+    def __call__(self, pixels, scale=1):
+        """Take a step with a batch of pixels (N, C, H, W), uint8; return its loss. The scale must be 1."""
         self.calls += 1
         if self.calls == 1:
-            self.batch_size = len(images)  # every batch has this size except an epoch's last
-        if self.failed or len(images) != self.batch_size:
-            return self.trainer.step(images)
+            self.batch_size = len(pixels)  # every batch has this size except an epoch's last
+        if self.failed or len(pixels) != self.batch_size:
+            return self.trainer.step(pixels)
         if self.calls <= self.WARMUP_STEPS:
-            return self.warmup_step(images)
-        if self.graph is None and not self.capture(images):
-            return self.trainer.step(images)
-        self.static_images.copy_(images)
+            return self.warmup_step(pixels)
+        if self.graph is None and not self.capture(pixels):
+            return self.trainer.step(pixels)
+        self.static_pixels.copy_(pixels)
         self.graph.replay()
-        return self.static_metrics.clone()
+        return self.static_loss.clone()
 
-    def warmup_step(self, images):
+    def warmup_step(self, pixels):
         """Take a step on a side stream, as capturing requires."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            metrics = self.trainer.step(images)
+            loss = self.trainer.step(pixels)
         torch.cuda.current_stream().wait_stream(stream)
-        return metrics
+        return loss
 
-    def capture(self, images):
+    def capture(self, pixels):
         """Capture a step without running it; return whether that succeeded."""
-        self.static_images, graph = images.clone(), torch.cuda.CUDAGraph()
+        self.static_pixels, graph = pixels.clone(), torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph):
-                self.static_metrics = self.trainer.step(self.static_images)
+                self.static_loss = self.trainer.step(self.static_pixels)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             print(f"CUDA graph capture failed ({reason:.150}); training continues without it", flush=True)
             torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream current
-            self.trainer.model.zero_grad()  # those of the captured step
             self.failed = True
             return False
         self.graph = graph

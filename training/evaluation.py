@@ -36,10 +36,10 @@ def predictions(net, dataset, batch_size=None, start=0, step=1):
     """Yield (images, targets, outputs) of every batch of a dataset, or of every `step`-th image from `start`."""
     device = device_of(net)
     batch_size = batch_size or (250 if device.type == "cuda" else 100)  # what fits into a CPU's cache
-    chosen = dataset.images[start::step]
-    for images in chosen.split(batch_size) if len(chosen) else ():
-        images = images.to(device)
-        yield images, dataset.targets(images), predict(net, to_gray(images))
+    chosen = dataset.pixels[start::step]
+    for pixels in chosen.split(batch_size) if len(chosen) else ():
+        images, targets = dataset.split(pixels.to(device))
+        yield images, targets, predict(net, to_gray(images))
 
 
 def evaluate(net, dataset, batch_size=None):

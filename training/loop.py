@@ -19,9 +19,11 @@ from models import device_of
 from pictures.decoding import TEMPERATURE, chroma_error, palette_tensor
 from training.augmentation import augment
 from training.cuda_graph import GraphedStep
-from training.evaluation import METRICS, accuracy, cross_entropy, evaluate
-from training.optim import Adam, averaging_weight, one_cycle, update_average
+from training.evaluation import cross_entropy, evaluate
+from training.optim import Adam, Muon, averaging_weight, flatten, middle_weights, one_cycle
 from utils import distributed
+
+MUON_RATE = 1.25  # Muon's learning rate as a multiple of Adam's
 
 
 @dataclass(frozen=True)
@@ -56,28 +58,31 @@ class Trainer:
         several = distributed.world_size() > 1
         if several and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        middle, others = middle_weights(self.model)
+        self.muon, self.adam = Muon(middle), Adam(others)
+        latest = [self.muon.vector, self.adam.vector, flatten(statistics(self.model))]
+        averages = [*map(flatten, middle_weights(net)), flatten(statistics(net))]
+        self.averages = list(zip(averages, latest))
         self.forward = nn.parallel.DistributedDataParallel(self.model) if several else self.model
-        self.optimizer = Adam(self.model.parameters())
         self.learning_rate = torch.zeros((), device=self.device)  # a tensor: a CUDA graph reads its current value
 
-    def step(self, images, scale=1):
-        """Take an optimizer step on uint8 images (N, 3, H, W); return the metrics, (loss, accuracy) or (loss,).
+    def step(self, pixels, scale=1):
+        """Take an optimizer step on some of the dataset's pixels (N, C, H, W); return the loss, a 0-d tensor.
 
         `scale` multiplies the loss, for a process that has only a part of a batch. Nothing here
         synchronizes with the device.
         """
-        images = augment(images, self.config.augment)
-        targets = self.dataset.targets(images)
+        images, targets = self.dataset.split(augment(pixels, self.config.augment))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             outputs = self.forward(to_gray(images))
-        outputs = outputs.float()
-        loss = self.loss(outputs, targets, images)
+        loss = self.loss(outputs.float(), targets, images)
         (loss * scale).backward()
-        self.optimizer.step(self.learning_rate)
-        self.model.zero_grad()
-        update_average(self.averaged_model, self.model, averaging_weight(self.optimizer.steps[0]))
-        metrics = [loss.detach()] if self.palette is None else [loss.detach(), accuracy(outputs, targets)]
-        return torch.stack(metrics)
+        self.muon.step(MUON_RATE * self.learning_rate)
+        self.adam.step(self.learning_rate)
+        weight = averaging_weight(self.adam.steps)
+        for average, latest in self.averages:
+            average.lerp_(latest, weight)
+        return loss.detach()
 
     def loss(self, outputs, targets, images):
         """Return the loss of a batch: the mean squared error of RGB, or the cross-entropy of palette labels."""
@@ -91,12 +96,15 @@ class Trainer:
 
     def state_dict(self):
         """Return everything that training changes, as plain containers of tensors."""
-        return {name: getattr(self, name).state_dict() for name in ("averaged_model", "model", "optimizer")}
+        return {name: getattr(self, name).state_dict() for name in ("averaged_model", "model", "muon", "adam")}
 
     def load_state_dict(self, state_dict):
         """Restore what state_dict() returned. Raises some exception if it does not fit or is not finite."""
-        for name in ("averaged_model", "model", "optimizer"):
-            getattr(self, name).load_state_dict(state_dict[name])
+        for name, mine in self.state_dict().items():
+            for key, tensor in mine.items():
+                if state_dict[name][key].shape != tensor.shape:
+                    raise ValueError(f"{key} has another shape")
+                tensor.copy_(state_dict[name][key])
         if not is_finite(self.averaged_model) or not is_finite(self.model):
             raise ValueError("weights that are not finite")
 
@@ -109,16 +117,16 @@ def train(trainer, valid, epochs_done=0):
     """
     tune_malloc()
     config = trainer.config
-    images, rank, world_size = trainer.dataset.images, distributed.rank(), distributed.world_size()
+    pixels, rank, world_size = trainer.dataset.pixels, distributed.rank(), distributed.world_size()
     step = choose_step(trainer)
-    steps_per_epoch = math.ceil(len(images) / config.batch_size)
+    steps_per_epoch = math.ceil(len(pixels) / config.batch_size)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         start = time.perf_counter()
         trainer.model.train()
         torch.manual_seed(derive_seed(config.seed, epoch, 1 + rank))  # for augmentation
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, 0))
-        order = torch.randperm(len(images), generator=generator).to(images.device)
-        metrics = torch.zeros(steps_per_epoch, 1 if trainer.palette is None else 2, device=trainer.device)
+        order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
+        losses = torch.zeros(steps_per_epoch, device=trainer.device)
         for number in tqdm(range(steps_per_epoch), leave=False, disable=True if rank else None, unit="step"):
             batch = order[number * config.batch_size : (number + 1) * config.batch_size]
             progress = epoch - 1 + number / steps_per_epoch
@@ -126,8 +134,8 @@ def train(trainer, valid, epochs_done=0):
             mine = batch[rank::world_size]
             count = len(mine)
             mine = mine if count else batch[:1]  # fewer images than processes: a step with weight 0
-            metrics[number] = count * step(images[mine].to(trainer.device), count * world_size / len(batch))
-        train_metrics = epoch_means(metrics, epoch, len(images))
+            losses[number] = count * step(pixels[mine].to(trainer.device), count * world_size / len(batch))
+        train_loss = epoch_mean(losses, epoch, len(pixels))
         for buffer in trainer.averaged_model.buffers():
             distributed.broadcast_from_rank0(buffer)
         valid_metrics = evaluate(trainer.averaged_model, valid)
@@ -135,11 +143,16 @@ def train(trainer, valid, epochs_done=0):
             raise FloatingPointError(f"the weights are no longer finite after epoch {epoch}")
         yield {
             "epoch": epoch,
-            **{f"train_{name}": value for name, value in zip(METRICS, train_metrics)},
+            "train_loss": train_loss,
             **{f"valid_{name}": value for name, value in valid_metrics.items()},
             "learning_rate": config.learning_rate * one_cycle(epoch / config.epochs),
             "seconds": time.perf_counter() - start,
         }
+
+
+def statistics(net):
+    """Return the running means and variances of a network's batch norms."""
+    return [buffer for buffer in net.buffers() if buffer.is_floating_point()]
 
 
 def is_finite(net):
@@ -152,16 +165,16 @@ def choose_step(trainer):
     return GraphedStep(trainer) if trainer.device.type == "cuda" and distributed.world_size() == 1 else trainer.step
 
 
-def epoch_means(metrics, epoch, num_images):
-    """Average an epoch's metrics over its images, given each step's sums over images, (steps, 1) or (steps, 2).
+def epoch_mean(losses, epoch, num_images):
+    """Average an epoch's loss over its images, given each step's sum over images, (steps,).
 
     Raises FloatingPointError if a loss is not finite.
     """
-    metrics = distributed.all_reduce_sum(metrics.double()).cpu()
-    finite = metrics[:, 0].isfinite()
+    losses = distributed.all_reduce_sum(losses.double()).cpu()
+    finite = losses.isfinite()
     if not finite.all():
         raise FloatingPointError(f"the loss is no longer finite in step {finite.int().argmin() + 1} of epoch {epoch}")
-    return (metrics.sum(0) / num_images).tolist()
+    return (losses.sum() / num_images).item()
 
 
 def class_weights(dataset, uniform=0.5):
@@ -181,15 +194,16 @@ def class_weights(dataset, uniform=0.5):
 def choose_precision(name, device):
     """Return the torch.dtype for training: of "auto", "fp32" or "bf16".
 
-    bf16 runs the forward pass in bfloat16 by torch.autocast and keeps weights and sums in float32. auto
-    means bf16 on GPUs that support it, else float32 with TF32 convolutions. fp32 is float32 throughout.
+    bf16 runs the forward pass in bfloat16 by torch.autocast and keeps weights and sums in float32. auto means
+    bf16 where the hardware has it, else float32 with TF32 convolutions on GPUs. fp32 is float32 throughout.
     """
-    on_cuda = device.type == "cuda"
-    if on_cuda:
+    if device.type == "cuda":
         torch.backends.cudnn.conv.fp32_precision = "ieee" if name == "fp32" else "tf32"
-    if name == "auto":
-        name = "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return torch.bfloat16 if name == "bf16" else torch.float32
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.11 lacks it
+        has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if name == "bf16" or (name == "auto" and has_bf16) else torch.float32
 
 
 def seed_everything(seed):

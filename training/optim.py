@@ -1,44 +1,102 @@
-"""The optimizer, the learning-rate schedule and weight averaging."""
+"""The optimizers, the learning-rate schedule and weight averaging.
+
+torch.optim's Adam and Muon compute the same, but constructing one loads PyTorch's compiler, which takes as
+long as importing torch. Here each acts on one vector, with the learning rate, which may be a tensor, in step().
+"""
 
 import math
-from itertools import chain
 
 import torch
 from torch.optim.adam import adam
 
 
-class Adam:
-    """Adam (Kingma and Ba 2015, algorithm 1), with PyTorch's fused kernel for all parameters.
+def flatten(tensors):
+    """Make tensors views of one vector, each in its order in memory; return the vector.
 
-    torch.optim.Adam computes the same, but loads PyTorch's compiler when it is constructed, which takes
-    as long as importing torch. Here the learning rate, which may be a tensor, is passed to step().
+    One operation on the vector then takes the place of one for every tensor.
     """
+    tensors = list(tensors)
+    parts = [tensor.detach().as_strided((tensor.numel(),), (1,)) for tensor in tensors]
+    vector = torch.cat(parts) if parts else torch.zeros(0)
+    for tensor, part in zip(tensors, vector.split([len(part) for part in parts])):
+        tensor.data = part.as_strided(tensor.shape, tensor.stride())
+    return vector
+
+
+def flatten_gradients(parameters):
+    """Give parameters gradients of zero, which are views of one vector; return the vector."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    return flatten(parameter.grad for parameter in parameters)
+
+
+def middle_weights(net):
+    """Return (the weights of all convolutions but the first and the last, all other parameters) of a network."""
+    middle = [parameter for parameter in net.parameters() if parameter.ndim == 4][1:-1]
+    return middle, [parameter for parameter in net.parameters() if not any(parameter is one for one in middle)]
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1), with PyTorch's fused kernel."""
 
     def __init__(self, parameters, betas=(0.9, 0.999), eps=1e-8):
-        self.parameters = list(parameters)
+        parameters = list(parameters)
+        self.vector, self.gradient = flatten(parameters), flatten_gradients(parameters)
         self.betas, self.eps = betas, eps
-        self.exp_avgs = [torch.zeros_like(p) for p in self.parameters]
-        self.exp_avg_sqs = [torch.zeros_like(p) for p in self.parameters]
-        self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.vector), torch.zeros_like(self.vector)
+        self.steps = torch.zeros((), device=self.vector.device)
 
     @torch.no_grad()
     def step(self, learning_rate):
-        """Update the parameters from their gradients."""
-        gradients = [p.grad for p in self.parameters]
+        """Update the parameters from their gradients, and reset those."""
+        state = [self.vector], [self.gradient], [self.exp_avg], [self.exp_avg_sq]
         settings = {"beta1": self.betas[0], "beta2": self.betas[1], "lr": learning_rate, "eps": self.eps}
         unused = {"max_exp_avg_sqs": [], "weight_decay": 0, "amsgrad": False, "maximize": False}
-        averages = self.exp_avgs, self.exp_avg_sqs
-        adam(self.parameters, gradients, *averages, state_steps=self.steps, fused=True, **settings, **unused)
+        adam(*state, state_steps=[self.steps], fused=True, **settings, **unused)
+        self.gradient.zero_()
 
     def state_dict(self):
-        """Return the moving averages and step counts, as lists of tensors."""
-        return {"exp_avgs": self.exp_avgs, "exp_avg_sqs": self.exp_avg_sqs, "steps": self.steps}
+        """Return the moving averages and the number of steps."""
+        return {name: getattr(self, name) for name in ("exp_avg", "exp_avg_sq", "steps")}
 
-    def load_state_dict(self, state_dict):
-        """Restore what state_dict() returned."""
-        for name, tensors in self.state_dict().items():
-            for mine, saved in zip(tensors, state_dict[name], strict=True):
-                mine.copy_(saved)
+
+class Muon:
+    """Muon for the weights of convolutions (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+
+    The update is the Nesterov momentum of the gradient, orthogonalized as a matrix (out, in·k·k).
+    """
+
+    def __init__(self, weights, momentum=0.6):
+        self.vector, self.gradient = flatten(weights), flatten_gradients(weights)
+        self.shapes, self.momentum = [(len(weight), weight[0].numel()) for weight in weights], momentum
+        self.average = torch.zeros_like(self.vector)
+
+    @torch.no_grad()
+    def step(self, learning_rate):
+        """Update the weights from their gradients, and reset those."""
+        self.average.lerp_(self.gradient, 1 - self.momentum)
+        direction = self.gradient.lerp_(self.average, self.momentum)
+        sizes = [rows * columns for rows, columns in self.shapes]
+        for weight, part, shape in zip(self.vector.split(sizes), direction.split(sizes), self.shapes):
+            weight.sub_(orthogonalize(part.view(shape)).flatten() * learning_rate)
+        self.gradient.zero_()
+
+    def state_dict(self):
+        """Return the moving average of the gradient."""
+        return {"average": self.average}
+
+
+def orthogonalize(matrix, steps=5, coefficients=(3.4445, -4.7750, 2.0315)):
+    """Return a matrix with the same singular vectors, and all but tiny singular values between 0.7 and 1.2.
+
+    A Newton-Schulz iteration of fifth order, with Jordan's coefficients.
+    """
+    a, b, c = coefficients
+    x = matrix / (matrix.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a x + (b g + c g²) x
+    return x
 
 
 def one_cycle(progress, warmup=0.3, start=1 / 25):
@@ -58,12 +116,3 @@ def averaging_weight(steps):
     covers about the last ninth of all steps, however many there are.
     """
     return 9 / (9 + steps)
-
-
-@torch.no_grad()
-def update_average(averaged_model, model, weight):
-    """Move the averaged parameters and batch-norm statistics toward the latest by `weight`, a 0-d tensor."""
-    tensors = (chain(net.parameters(), net.buffers()) for net in (averaged_model, model))
-    for average, latest in zip(*tensors):
-        if average.is_floating_point():
-            average.lerp_(latest, weight)

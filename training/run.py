@@ -111,7 +111,8 @@ def run_training(
         resume_training(trainer, log)
     several = f" in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     counts = f"{len(dataset):,} training and {len(valid):,} validation images"
-    print(f"{checkpoint}\n{counts} of {source}, on {device}{several}", flush=True)
+    precision = str(trainer.dtype).removeprefix("torch.")
+    print(f"{checkpoint}\n{counts} of {source}, on {device} in {precision}{several}", flush=True)
     try:
         for row in train(trainer, valid, epochs_done=len(log.history)):
             log.write(row, trainer)
@@ -211,6 +212,7 @@ def run_settings(checkpoint, source, config, start_from, dataset):
     if not config.picture_weight:
         del settings["temperature"]  # of the pictures alone
     sha256 = hashlib.sha256(subsample(dataset.images).cpu().contiguous().numpy()).hexdigest()
+    settings["augment"] = list(config.augment)  # as --augment gives it
     return settings | {"palette": palette, "start_from": start_from and str(start_from), "data_sha256": sha256}
 
 

@@ -4,6 +4,7 @@ This module knows no networks and no layers; models.py builds the network from w
 """
 
 import io
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 
 from utils.console import UserError
 from utils.files import atomic_write
-from utils.unpickling import check_tensor_pickle
+from utils.unpickling import TensorUnpickler
 
 FORMAT = "colorization checkpoint 2"
 OLD_FORMAT = "colorization checkpoint 1"  # stores the metrics under "figures"
+MAX_PICKLE = 4 << 20  # bytes of a file's containers; the numbers of its tensors come after them
 MODEL, KERNEL, NUM_FILTERS, COLORS = "UNet", 3, 32, 24  # the defaults
 
 
@@ -47,7 +49,8 @@ class Checkpoint:
 def save_checkpoint(path, checkpoint):
     """Write a checkpoint atomically. Raises UserError if that fails."""
     palette = None if checkpoint.palette is None else torch.from_numpy(checkpoint.palette)
-    state_dict = {name: value.cpu().contiguous() for name, value in checkpoint.state_dict.items()}
+    own = {"memory_format": torch.contiguous_format}  # not views of a larger vector
+    state_dict = {name: value.cpu().clone(**own) for name, value in checkpoint.state_dict.items()}
     write_torch_file(path, vars(checkpoint) | {"format": FORMAT, "palette": palette, "state_dict": state_dict})
 
 
@@ -66,7 +69,8 @@ def read_torch_file(path, kind):
     except OSError as error:
         raise UserError(f"{path}: cannot read the {kind} ({error.strerror})") from error
     try:
-        return torch.load(check_torch_file(raw), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(check_torch_file(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything on a broken file
         raise UserError(f"{path}: not a {kind}, or a corrupt one; train it again or download it again") from error
 
@@ -77,22 +81,24 @@ def check_torch_file(raw):
     torch.load(weights_only=True) runs no code that a file names, but a small file can make it fill the
     memory or run forever.
     """
-    checked = io.BytesIO(raw)
     if raw[:4] != b"PK\3\4":  # the format before PyTorch 1.6, that of the handout: five pickles, then the storages
-        for _ in range(5):
-            check_tensor_pickle(checked)
-        checked.seek(0)
-        return checked
-    source, checked = zipfile.ZipFile(checked), io.BytesIO()
+        pickles = io.BytesIO(raw[:MAX_PICKLE])
+        unpicklers = [TensorUnpickler(pickles) for _ in range(5)]
+        *_, keys = [unpickler.load() for unpickler in unpicklers]
+        sizes = unpicklers[3].sizes
+        if sum(sizes.values()) > len(raw) or sorted(map(int, keys)) != sorted(sizes):
+            raise ValueError("its tensors claim to be larger than the file")
+        return io.BytesIO(raw)
+    source, checked = zipfile.ZipFile(io.BytesIO(raw)), io.BytesIO()
     parts = source.infolist()
     if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > len(raw):
         raise ValueError("its parts claim to be larger than the file")  # torch.save does not compress
     with zipfile.ZipFile(checked, "w") as target:  # written again, so that PyTorch reads the parts checked here
         for part in parts:
             content = source.read(part)
-            if part.filename.endswith("data.pkl"):
-                check_tensor_pickle(io.BytesIO(content))
-            target.writestr(part.filename, content)
+            if part.filename.lower().endswith("data.pkl"):
+                TensorUnpickler(io.BytesIO(content[:MAX_PICKLE])).load()
+            target.writestr(zipfile.ZipInfo(part.filename), content)
     checked.seek(0)
     return checked
 

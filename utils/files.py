@@ -1,6 +1,7 @@
 """Atomic file writing: a failure leaves existing files as they were."""
 
 import glob
+import itertools
 import json
 import os
 import secrets
@@ -52,7 +53,7 @@ def write_json(path, content):
 def check_targets(targets, inputs=()):
     """Raise UserError unless the files `targets` can be written, and replace neither each other nor an input.
 
-    `inputs` are the files and folders that are read; what is None or does not exist is ignored.
+    `inputs` are the files and folders of images that are read; what is None or does not exist is ignored.
     """
     seen = {}
     for given in inputs:
@@ -60,8 +61,8 @@ def check_targets(targets, inputs=()):
             seen[file_identity(given)] = given
     for target in targets:
         check_writable(target)
-        for folder in Path(os.path.realpath(target)).parents:
-            if os.path.exists(folder) and file_identity(folder) in seen:
+        for folder in Path(os.path.realpath(target)).parents if Path(target).suffix == ".png" else ():
+            if file_identity(folder) in seen:
                 raise UserError(f"{target}: would become part of the data in {folder}; name another folder")
         if file_identity(target) in seen:
             raise UserError(f"{target}: would replace {seen[file_identity(target)]}; name another file or folder")
@@ -70,10 +71,11 @@ def check_targets(targets, inputs=()):
 
 def file_identity(path):
     """Return what two paths share if they name one file, also on file systems that ignore the case of names."""
-    if not os.path.exists(path):
-        return os.path.normcase(os.path.realpath(path))
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
+    with suppress(OSError):  # it need not exist
+        status = os.stat(path)
+        if status.st_ino:  # 0 on file systems that have none
+            return status.st_dev, status.st_ino
+    return os.path.realpath(path).casefold()
 
 
 def check_writable(path):
@@ -82,18 +84,17 @@ def check_writable(path):
     Deletes the temporary files that a killed process left there.
     """
     path = Path(os.path.realpath(path))
-    if os.path.isdir(path):
-        raise UserError(f"{path}: cannot write it (it is a folder); name a file")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: cannot write it (it is a folder or a device); name a file")
     try:
-        folder = next(folder for folder in path.parents if os.path.exists(folder))
+        folder = next((folder for folder in path.parents if os.path.exists(folder)), path.parent)
         trial = temporary_path(folder / path.name)
         open(trial, "xb").close()
         trial.unlink()
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-            if time.time() - leftover.stat().st_mtime > HOUR:  # no process is still writing it
-                leftover.unlink(missing_ok=True)
-    except FileNotFoundError:
-        pass  # another process has deleted the leftover
+            with suppress(FileNotFoundError):  # another process may delete it first
+                if time.time() - leftover.stat().st_mtime > HOUR:  # no process is still writing it
+                    leftover.unlink()
     except OSError as error:
         raise UserError(f"{path}: cannot write it ({error.strerror or error})") from error
 
@@ -104,18 +105,16 @@ def new_file(path):
 
     A failure removes the file. Raises UserError if it cannot be written.
     """
-    path, number = Path(path), 2
-    unique = path
-    while True:
-        try:
-            unique.parent.mkdir(parents=True, exist_ok=True)
-            open(unique, "x").close()  # fails if another process was first
-            break
-        except FileExistsError:
+    unique = path = Path(path)
+    try:
+        Path(os.path.realpath(path.parent)).mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(2):
+            with suppress(FileExistsError):  # perhaps from another process
+                open(unique, "x").close()
+                break
             unique = path.with_name(f"{path.stem}_{number}{path.suffix}")
-            number += 1
-        except OSError as error:
-            raise UserError(f"{unique}: cannot write it ({error.strerror or error})") from error
+    except OSError as error:
+        raise UserError(f"{unique}: cannot write it ({error.strerror or error})") from error
     try:
         yield unique
     except BaseException:

@@ -97,7 +97,7 @@ def add_training_flags(parser, config, source, classes, transforms):
     add_number(group, "-s", "--seed", default=config.seed, low=0, high=2**32 - 1, text="random seed")
     text = f"random transforms of training images; without names: none ({' '.join(config.augment)})"
     group.add_argument("--augment", nargs="*", choices=transforms, default=config.augment, help=text)
-    text = "arithmetic of training; auto: bf16 on GPUs that support it, else fp32 (%(default)s)"
+    text = "arithmetic of training; auto: bf16 where the hardware has it, else fp32 (%(default)s)"
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default=config.precision, help=text)
 
     group = add_output_flags(parser)
