@@ -229,7 +229,7 @@ def load_palette(path):
             stream = io.BytesIO(content)
             np.lib.format.read_magic(stream)
             np.lib.format.read_array_header_1_0(stream)
-            palette = unpickle(stream).array()[0].array()
+            palette = unpickle(stream).array[0].array
         else:
             palette = np.load(io.BytesIO(content), allow_pickle=False)
         return check_palette(palette)

@@ -62,7 +62,7 @@ def read_batch(path):
     try:
         with open(path, "rb") as file:
             batch = unpickle(file)
-        images, labels = batch[b"data"].array(), batch[b"labels"]
+        images, labels = batch[b"data"].array, batch[b"labels"]
         if images.shape != (ROWS, 3 * SIZE * SIZE) or images.dtype != np.uint8:
             raise ValueError(f"its images have shape {images.shape}")
         if len(labels) != ROWS or not all(type(c) is int and 0 <= c < len(CLASSES) for c in labels):

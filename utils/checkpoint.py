@@ -13,7 +13,7 @@ import torch
 
 from utils.console import UserError
 from utils.files import atomic_write
-from utils.unpickling import check_tensor_pickle
+from utils.unpickling import unpickle
 
 FORMAT = "colorization checkpoint 2"
 OLD_FORMAT = "colorization checkpoint 1"  # stores the metrics under "figures"
@@ -80,7 +80,7 @@ def check_torch_file(raw):
     checked = io.BytesIO(raw)
     if raw[:4] != b"PK\3\4":  # the format before PyTorch 1.6, that of the handout: five pickles, then the storages
         for _ in range(5):
-            check_tensor_pickle(checked)
+            unpickle(checked)
         checked.seek(0)
         return checked
     source, checked = zipfile.ZipFile(checked), io.BytesIO()
@@ -91,7 +91,7 @@ def check_torch_file(raw):
         for part in parts:
             content = source.read(part)
             if part.filename.endswith("data.pkl"):
-                check_tensor_pickle(io.BytesIO(content))
+                unpickle(io.BytesIO(content))
             target.writestr(part.filename, content)
     checked.seek(0)
     return checked

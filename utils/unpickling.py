@@ -10,20 +10,13 @@ import numpy as np
 class PickledArray:
     """Stands in for numpy.ndarray while unpickling, so that a file cannot call into numpy."""
 
-    def __init__(self, *_):
-        self.state = None
-
     def __setstate__(self, state):
-        self.state = state
-
-    def array(self):
-        """Return the array. Raises ValueError unless it is a plain array of bytes, floats or objects."""
-        _, shape, dtype, fortran_order, content = self.state
+        """Set `array`. Raises ValueError unless it is a plain array of bytes, floats or objects."""
+        _, shape, dtype, fortran_order, content = state
         if fortran_order:
             raise ValueError("Fortran-ordered arrays are not supported")
-        if dtype.code == "O8":
-            return content
-        return np.frombuffer(content, {"u1": "u1", "f8": "<f8"}[dtype.code]).reshape(shape)
+        types = {"u1": "u1", "f8": "<f8"}
+        self.array = content if dtype.code == "O8" else np.frombuffer(content, types[dtype.code]).reshape(shape)
 
 
 class PickledDtype:
@@ -52,14 +45,23 @@ def ordered_dict(pairs=()):
 
 
 class RestrictedUnpickler(pickle._Unpickler):
-    """Reads pickles of plain containers and of what `stand_ins` lists.
+    """Reads pickles of plain containers, of arrays as CIFAR-10 and the handout have them, and of tensors, as None.
 
     Nothing that a file names is ever imported or called: names map to the stand-ins, and any other
     name raises an error. It derives from the pure-Python unpickler of the standard library, because
     the one in C allocates 64 GB of memory if a file asks for it.
     """
 
-    stand_ins: ClassVar = {}
+    stand_ins: ClassVar = {
+        "collections.OrderedDict": ordered_dict,
+        "numpy.core.multiarray._reconstruct": lambda *_: PickledArray(),
+        "numpy.core.multiarray.scalar": lambda dtype, content: np.frombuffer(content, "<f8")[0],
+        "numpy.ndarray": None,
+        "numpy.dtype": PickledDtype,
+        "torch._utils._rebuild_tensor": lambda *_: None,  # of PyTorch up to 0.3, in the handout
+        "torch._utils._rebuild_tensor_v2": lambda *_: None,
+        "torch._utils._rebuild_parameter": lambda *_: None,
+    }
     dispatch: ClassVar = {
         opcode: load
         for opcode, load in pickle._Unpickler.dispatch.items()
@@ -67,59 +69,27 @@ class RestrictedUnpickler(pickle._Unpickler):
     }
 
     def load_setitem(self):
-        items = self.stack[-2:]
-        del self.stack[-2:]
-        self.set_items(items)
+        check_keys(self.stack[-2:-1])
+        super().load_setitem()
 
     def load_setitems(self):
-        self.set_items(self.pop_mark())
-
-    def set_items(self, items):
-        check_keys(items[::2])
-        self.stack[-1].update(zip(items[::2], items[1::2]))
+        check_keys(self.stack[::2])  # what was pushed after the mark: keys and values in turn
+        super().load_setitems()
 
     dispatch |= {pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
 
     def find_class(self, module, name):
         wanted = f"{module}.{name}"
+        if module == "torch" and name.endswith("Storage"):
+            return None
         if wanted not in self.stand_ins:
             raise pickle.UnpicklingError(f"it asks for {wanted}, which such a file does not need")
         return self.stand_ins[wanted]
-
-
-class ArrayUnpickler(RestrictedUnpickler):
-    """Reads pickles with numpy arrays, as CIFAR-10 and the handout contain them."""
-
-    stand_ins: ClassVar = {
-        "numpy.core.multiarray._reconstruct": PickledArray,
-        "numpy.core.multiarray.scalar": lambda dtype, content: np.frombuffer(content, "<f8")[0],
-        "numpy.ndarray": None,
-        "numpy.dtype": PickledDtype,
-    }
-
-
-class TensorUnpickler(RestrictedUnpickler):
-    """Reads what torch.save pickles, with None in place of every tensor."""
-
-    stand_ins: ClassVar = {
-        "collections.OrderedDict": ordered_dict,
-        "torch._utils._rebuild_tensor": lambda *_: None,  # of PyTorch up to 0.3, in the handout
-        "torch._utils._rebuild_tensor_v2": lambda *_: None,
-        "torch._utils._rebuild_parameter": lambda *_: None,
-    }
-
-    def find_class(self, module, name):
-        return None if module == "torch" and name.endswith("Storage") else super().find_class(module, name)
 
     def persistent_load(self, saved_id):
         check_keys(part for part in saved_id if part is not None)
 
 
 def unpickle(file):
-    """Read one Python 2 pickle of containers and arrays; strings are returned as bytes."""
-    return ArrayUnpickler(file, encoding="bytes").load()
-
-
-def check_tensor_pickle(file):
-    """Raise some exception if a pickle of torch.save's contains anything but plain containers and tensors."""
-    TensorUnpickler(file, encoding="bytes").load()
+    """Read one pickle of containers, arrays and tensors; Python 2's strings are returned as bytes, tensors as None."""
+    return RestrictedUnpickler(file, encoding="bytes").load()
