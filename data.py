@@ -21,7 +21,7 @@ from sources.cifar10 import CLASSES, FOLDER, contains_cifar10, load_cifar10
 from sources.image_files import array_images, folder_images, sample_images
 from utils.checkpoint import COLORS, check_palette
 from utils.console import UserError, run
-from utils.files import PROJECT, atomic_write, check_targets
+from utils.files import PROJECT, atomic_write, check_targets, reading
 from utils.flags import add_image_flags, add_number
 from utils.unpickling import unpickle
 
@@ -223,21 +223,11 @@ def load_palette(path):
     Accepts a plain .npy array and the handout's format, an object array pickled by Python 2:
     [palette, distortion]. Raises UserError for anything else.
     """
-    try:
+    with reading(path, "palette", "fit one with: python data.py --colors 24"):
         content = Path(path).read_bytes()
-        if b"'|O'" in content[:128]:
-            stream = io.BytesIO(content)
-            np.lib.format.read_magic(stream)
-            np.lib.format.read_array_header_1_0(stream)
-            palette = unpickle(stream).array[0].array
-        else:
-            palette = np.load(io.BytesIO(content), allow_pickle=False)
-        return check_palette(palette)
-    except OSError as error:
-        hint = "fit one with: python data.py --colors 24"
-        raise UserError(f"{path}: cannot read the palette ({error.strerror}); {hint}") from error
-    except Exception as error:  # a broken file may raise anything, even MemoryError
-        raise UserError(f"{path}: not a palette ({error}); fit one with: python data.py --colors 24") from error
+        if b"'|O'" in content[:128]:  # the header, whose line the pickle follows
+            return check_palette(unpickle(io.BytesIO(content.partition(b"\n")[2])).array[0].array)
+        return check_palette(np.load(io.BytesIO(content), allow_pickle=False))
 
 
 def palette_path(num_colors, category):

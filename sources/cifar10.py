@@ -13,6 +13,7 @@ import torch
 
 from utils.console import UserError
 from utils.distributed import local_rank0_first
+from utils.files import reading
 from utils.unpickling import unpickle
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -59,19 +60,14 @@ def read_batch(path):
 
     Raises UserError if the file is missing or differs from the official format.
     """
-    try:
-        with open(path, "rb") as file:
-            batch = unpickle(file)
+    with reading(path, "batch of CIFAR-10", f"delete {path.parent} to get it again"), open(path, "rb") as file:
+        batch = unpickle(file)
         images, labels = batch[b"data"].array, batch[b"labels"]
         if images.shape != (ROWS, 3 * SIZE * SIZE) or images.dtype != np.uint8:
             raise ValueError(f"its images have shape {images.shape}")
         if len(labels) != ROWS or not all(type(c) is int and 0 <= c < len(CLASSES) for c in labels):
             raise ValueError(f"its labels are not {ROWS} numbers from 0 to 9")
-    except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror}); delete {path.parent} to get it again") from error
-    except Exception as error:  # a broken file may raise anything, even MemoryError
-        raise UserError(f"{path}: not a batch of CIFAR-10 ({error}); delete {path.parent} to get it again") from error
-    return images, np.array(labels)
+        return images, np.array(labels)
 
 
 def batches_folder(data_dir):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sources.cifar10 import SIZE
 from utils.console import UserError
+from utils.files import reading
 
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TGA", "TIFF", "WEBP")  # none runs a program
 MAX_PIXELS = 80_000_000  # of an image, which keeps the process under 2 GB
@@ -102,19 +103,10 @@ def array_images(path, train):
 
     The last tenth, at most 10,000 images, is for validation. The file may be larger than memory. Raises UserError.
     """
-    try:
+    with reading(path, "NumPy array of images", f"save uint8 of shape (N, 3, {SIZE}, {SIZE}), N ≥ 20, with numpy.save"):
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch requires a writable array
-    except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror or error})") from error
-    except Exception as error:  # a broken file may raise anything
-        raise UserError(f"{path}: not a NumPy array, or truncated ({error})") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path}: an archive of arrays; save one array with numpy.save")
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (3, SIZE, SIZE):
-        actual = f"{array.dtype} of shape {array.shape}"
-        raise UserError(f"{path}: must be uint8 of shape (N, 3, {SIZE}, {SIZE}), not {actual}")
-    if len(array) < 20:
-        raise UserError(f"{path}: has {len(array)} images; at least 20 are required")
+        if array.dtype != np.uint8 or array.shape[1:] != (3, SIZE, SIZE) or len(array) < 20:
+            raise ValueError(f"it is {array.dtype} of shape {array.shape}")
     count = min(len(array) // 10, 10_000)
     return torch.from_numpy(array[:-count] if train else array[-count:])
 

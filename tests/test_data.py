@@ -79,10 +79,10 @@ def test_an_array_file_is_trained_on_from_the_disk(tmp_path, monkeypatch, capsys
     [
         (np.zeros((30, 3, 32, 32)), "float64 of shape (30, 3, 32, 32)"),
         (np.zeros((30, 32, 32, 3), np.uint8), "uint8 of shape (30, 32, 32, 3)"),
-        (np.zeros((19, 3, 32, 32), np.uint8), "has 19 images"),
+        (np.zeros((19, 3, 32, 32), np.uint8), "uint8 of shape (19, 3, 32, 32)"),
         (np.zeros(3, object), "not a NumPy array"),
-        (None, "cannot read it"),
-        ("cut", "truncated"),
+        (None, "cannot read the NumPy array"),
+        ("cut", "a corrupt one"),
     ],
 )
 def test_array_files_that_will_not_do(tmp_path, fails, array, said):

@@ -322,7 +322,9 @@ def test_checkpoints_that_describe_themselves_wrongly(trained, fails):
         assert "lie.pkl: " in fails(colorization.main, "--valid", "--checkpoint", "lie.pkl")
     for name in ("kernel", "num_filters", "model", "palette", "state_dict", "metrics"):
         torch.save({key: value for key, value in content.items() if key != name}, "lie.pkl")
-        assert "wrong or missing entries" in fails(colorization.main, "--valid", "--checkpoint", "lie.pkl")
+        assert f"lie.pkl: not a checkpoint, or a corrupt one ('{name}')" in fails(
+            colorization.main, "--valid", "--checkpoint", "lie.pkl"
+        )
 
 
 def test_checkpoints_of_the_first_version_load(tmp_path, monkeypatch):
@@ -413,7 +415,8 @@ def test_from_the_shell():
 
     failed = shell("colorization.py", "--valid", "--checkpoint", "nowhere.pkl")
     assert failed.returncode == 2
-    assert failed.stderr == "colorization.py: nowhere.pkl: cannot read the checkpoint (No such file or directory)\n"
+    line = "nowhere.pkl: cannot read the checkpoint (No such file or directory); name another file, or train it again"
+    assert failed.stderr == f"colorization.py: {line}\n"
     helped = shell("colorization.py", "--help")
     assert helped.returncode == 0
     for flag in (

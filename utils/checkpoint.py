@@ -5,18 +5,19 @@ This module knows no networks and no layers; models.py builds the network from w
 
 import io
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from utils.console import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, reading
 from utils.unpickling import unpickle
 
 FORMAT = "colorization checkpoint 2"
 OLD_FORMAT = "colorization checkpoint 1"  # stores the metrics under "figures"
+ADVICE = "name another file, or train it again"
 MODEL, KERNEL, NUM_FILTERS, COLORS = "UNet", 3, 32, 24  # the defaults
 
 
@@ -61,14 +62,8 @@ def write_torch_file(path, content):
 
 def read_torch_file(path, kind):
     """Load a file of plain containers of tensors, and nothing else. The UserError calls the file a `kind`."""
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the {kind} ({error.strerror})") from error
-    try:
-        return torch.load(check_torch_file(raw), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises anything on a broken file
-        raise UserError(f"{path}: not a {kind}, or a corrupt one; train it again or download it again") from error
+    with reading(path, kind, ADVICE):
+        return torch.load(check_torch_file(Path(path).read_bytes()), map_location="cpu", weights_only=True)
 
 
 def check_torch_file(raw):
@@ -106,13 +101,10 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
     Raises UserError if the file is neither, or does not agree.
     """
     content = read_torch_file(path, "checkpoint")
-    described = {"model": model, "kernel": kernel, "num_filters": num_filters}
     if isinstance(content, dict) and content.get("format") in (FORMAT, OLD_FORMAT):
-        try:
+        with reading(path, "checkpoint", ADVICE):
             checkpoint = parse_checkpoint(content)
-        except Exception as error:  # a hostile file's entries may be of any type
-            raise UserError(f"{path}: a checkpoint with wrong or missing entries ({error}); train it again") from error
-        for name, value in described.items():
+        for name, value in {"model": model, "kernel": kernel, "num_filters": num_filters}.items():
             if value is not None and getattr(checkpoint, name) != value:
                 actual = f"{name.replace('_', ' ')} is {getattr(checkpoint, name)}, not {value}"
                 raise UserError(f"{path}: its {actual}; leave that flag out, or name another file")
@@ -129,13 +121,11 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
 
 def parse_checkpoint(content):
     """Return a file's content as a Checkpoint. Raises any exception if an entry is missing or invalid."""
-    names = ("model", "kernel", "num_filters", "state_dict", "data", "epoch")
-    palette = content["palette"]
-    checkpoint = Checkpoint(
-        palette=None if palette is None else check_palette(palette.numpy()),
-        metrics=content["metrics" if content["format"] == FORMAT else "figures"],
-        **{name: content[name] for name in names},
-    )
+    if content["format"] == OLD_FORMAT:
+        content["metrics"] = content["figures"]
+    if content["palette"] is not None:
+        content["palette"] = check_palette(content["palette"].numpy())
+    checkpoint = Checkpoint(**{field.name: content[field.name] for field in fields(Checkpoint)})
     sizes = checkpoint.kernel, checkpoint.num_filters
     if {type(size) for size in sizes} != {int} or sizes[0] not in range(1, 16, 2) or sizes[1] not in range(1, 1025):
         raise ValueError("its kernel or number of filters is not supported")

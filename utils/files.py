@@ -1,4 +1,4 @@
-"""Atomic file writing: a failure leaves existing files as they were."""
+"""Files: errors of reading in one line, and atomic writing, whose failure leaves existing files as they were."""
 
 import glob
 import json
@@ -12,6 +12,17 @@ from utils.console import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
 HOUR = 3600  # seconds
+
+
+@contextmanager
+def reading(path, kind, advice):
+    """Turn any error of the block, which reads the file `path`, into a UserError that ends with some advice."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the {kind} ({error.strerror or error}); {advice}") from error
+    except Exception as error:  # a broken file may raise anything, even MemoryError
+        raise UserError(f"{path}: not a {kind}, or a corrupt one ({error!s:.200}); {advice}") from error
 
 
 @contextmanager
