@@ -7,6 +7,7 @@ and return maps of the same size.
 """
 
 import argparse
+import copy
 import math
 import re
 
@@ -182,7 +183,10 @@ def load_network(path, model=None, kernel=None, num_filters=None, palette=None):
     A path of None means the shipped weights of this network; the other arguments are those of
     load_checkpoint(). Raises UserError if the file cannot be used.
     """
-    path = path or pretrained_path(model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS)
+    if path is None:
+        path = PROJECT / "weights" / file_name(model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS)
+        if not path.exists():
+            raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file: --checkpoint")
     checkpoint = load_checkpoint(path, model, kernel, num_filters, palette)
     if checkpoint.model not in NETWORKS:
         raise UserError(f"{path}: unknown network {checkpoint.model}; the known ones are {', '.join(NETWORKS)}")
@@ -190,12 +194,11 @@ def load_network(path, model=None, kernel=None, num_filters=None, palette=None):
         needs = "needs its palette; name that" if checkpoint.palette is None else "has no palette; do not name one"
         raise UserError(f"{path}: a {checkpoint.model} {needs} with --colors")
     num_colors = 3 if checkpoint.palette is None else len(checkpoint.palette)
-    architecture = checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors
     try:
         with torch.device("meta"):  # takes no memory, whatever the file claims to be
-            state_dict = convert_weights(create_model(*architecture), checkpoint.state_dict)
-        net = create_model(*architecture)
-        net.load_state_dict(state_dict)
+            net = create_model(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors)
+            state_dict = convert_weights(net, checkpoint.state_dict)
+        net.to_empty(device="cpu").load_state_dict(state_dict)
     except Exception as error:  # a hostile file's entries may be of any type
         why = re.sub(r"Error\(s\) in .*?:", "", " ".join(str(error).split()))
         raise UserError(f"{path}: not weights of {checkpoint.architecture} ({why:.200}); name another file") from error
@@ -225,14 +228,6 @@ def file_name(model, kernel, num_filters):
     return f"{FILE_STEMS[model]}_k{kernel}_f{num_filters}.pkl"
 
 
-def pretrained_path(model, kernel, num_filters):
-    """Return the path of the shipped weights of such a network. Raises UserError if there are none."""
-    path = PROJECT / "weights" / file_name(model, kernel, num_filters)
-    if not path.exists():
-        raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file with --checkpoint")
-    return path
-
-
 def device_of(net):
     """Return the device of a network."""
     return next(net.parameters()).device
@@ -251,15 +246,10 @@ def predict(net, gray):
 
 def stage_outputs(net, gray):
     """Return the output of every stage of a network for gray images: name -> (N, C, H', W'), in order."""
-    outputs = {}
-
-    def keep(name):
-        return lambda stage, inputs, output: outputs.update({name: output})
-
-    hooks = [stage.register_forward_hook(keep(name)) for name, stage in net.named_children()]
+    outputs, net = {}, copy.deepcopy(net)  # a copy, which may keep the hooks
+    for name, stage in net.named_children():
+        stage.register_forward_hook(lambda stage, inputs, output, name=name: outputs.update({name: output}))
     predict(net, gray)
-    for hook in hooks:
-        hook.remove()
     return outputs
 
 

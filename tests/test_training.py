@@ -18,7 +18,7 @@ from models import create_model, predict
 from training.augmentation import augment
 from training.evaluation import accuracy, batch_metrics, cross_entropy, evaluate
 from training.loop import Trainer, TrainingConfig, class_weights, train, tune_malloc
-from training.optim import Adam, averaging_weight, one_cycle, update_average
+from training.optim import Adam, one_cycle, update_average
 from utils.console import UserError
 
 CPU = torch.device("cpu")
@@ -161,7 +161,7 @@ def test_averaging_weighs_later_steps_more():
     weights = []
     for step in range(1, 11):
         trained.logits.data.fill_(step)
-        update_average(net, trained, averaging_weight(torch.tensor(float(step))))
+        update_average(net, trained, torch.tensor(float(step)))
         weights = [w * (1 - 9 / (9 + step)) for w in weights] + [9 / (9 + step)]
     start = 5 * (1 - sum(weights))
     expected = start + sum(weight * step for step, weight in enumerate(weights, 1))
@@ -169,7 +169,7 @@ def test_averaging_weighs_later_steps_more():
     assert weights == sorted(weights)
     nets = [create_model("CNN", 3, 4, 5) for _ in range(2)]
     nets[1](torch.rand(2, 1, 8, 8))
-    update_average(*nets, averaging_weight(torch.tensor(1.0)))
+    update_average(*nets, torch.tensor(1.0))
     assert torch.allclose(nets[0].rfconv[1].running_mean, 0.9 * nets[1].rfconv[1].running_mean)
 
 

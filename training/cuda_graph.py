@@ -14,17 +14,14 @@ class GraphedStep:
     WARMUP_STEPS = 3  # before the capture; libraries choose algorithms and allocate memory in them
 
     def __init__(self, trainer):
-        self.trainer = trainer
-        self.calls = 0
-        self.graph = None
-        self.failed = False
+        self.trainer, self.calls, self.graph = trainer, 0, None
 
     def __call__(self, images, scale=1):
         """Take a step with a batch of images (N, 3, H, W), uint8; return its metrics. The scale must be 1."""
         self.calls += 1
         if self.calls == 1:
             self.batch_size = len(images)  # every batch has this size except an epoch's last
-        if self.failed or len(images) != self.batch_size:
+        if len(images) != self.batch_size:
             return self.trainer.step(images)
         if self.calls <= self.WARMUP_STEPS:
             return self.warmup_step(images)
@@ -55,7 +52,7 @@ class GraphedStep:
             print(f"CUDA graph capture failed ({reason:.150}); training continues without it", flush=True)
             torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream current
             self.trainer.model.zero_grad()  # those of the captured step
-            self.failed = True
+            self.batch_size = None  # that of no batch: all further steps run as usual
             return False
         self.graph = graph
         return True

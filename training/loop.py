@@ -4,7 +4,6 @@ import contextlib
 import copy
 import ctypes
 import math
-import random
 import time
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from pictures.decoding import TEMPERATURE, chroma_error, palette_tensor
 from training.augmentation import augment
 from training.cuda_graph import GraphedStep
 from training.evaluation import METRICS, accuracy, cross_entropy, evaluate
-from training.optim import Adam, averaging_weight, one_cycle, update_average
+from training.optim import Adam, one_cycle, update_average
 from utils import distributed
 
 
@@ -75,7 +74,7 @@ class Trainer:
         (loss * scale).backward()
         self.optimizer.step(self.learning_rate)
         self.model.zero_grad()
-        update_average(self.averaged_model, self.model, averaging_weight(self.optimizer.steps[0]))
+        update_average(self.averaged_model, self.model, self.optimizer.steps[0])
         metrics = [loss.detach()] if self.palette is None else [loss.detach(), accuracy(outputs, targets)]
         return torch.stack(metrics)
 
@@ -111,17 +110,15 @@ def train(trainer, valid, epochs_done=0):
     config = trainer.config
     images, rank, world_size = trainer.dataset.images, distributed.rank(), distributed.world_size()
     step = choose_step(trainer)
-    steps_per_epoch = math.ceil(len(images) / config.batch_size)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         start = time.perf_counter()
         trainer.model.train()
         torch.manual_seed(derive_seed(config.seed, epoch, 1 + rank))  # for augmentation
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, 0))
-        order = torch.randperm(len(images), generator=generator).to(images.device)
-        metrics = torch.zeros(steps_per_epoch, 1 if trainer.palette is None else 2, device=trainer.device)
-        for number in tqdm(range(steps_per_epoch), leave=False, disable=True if rank else None, unit="step"):
-            batch = order[number * config.batch_size : (number + 1) * config.batch_size]
-            progress = epoch - 1 + number / steps_per_epoch
+        batches = torch.randperm(len(images), generator=generator).to(images.device).split(config.batch_size)
+        metrics = torch.zeros(len(batches), 1 if trainer.palette is None else 2, device=trainer.device)
+        for number, batch in enumerate(tqdm(batches, leave=False, disable=True if rank else None, unit="step")):
+            progress = epoch - 1 + number / len(batches)
             trainer.learning_rate.fill_(config.learning_rate * one_cycle(progress / config.epochs))
             mine = batch[rank::world_size]
             count = len(mine)
@@ -193,10 +190,8 @@ def choose_precision(name, device):
 
 
 def seed_everything(seed):
-    """Seed every random number generator, and make cuDNN use deterministic convolutions."""
+    """Seed PyTorch's random numbers, and make cuDNN use deterministic convolutions."""
     torch.backends.cudnn.deterministic = True
-    random.seed(seed)
-    np.random.seed(seed)
     torch.manual_seed(seed)
 
 

@@ -51,18 +51,14 @@ def one_cycle(progress, warmup=0.3, start=1 / 25):
     return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
 
 
-def averaging_weight(steps):
-    """Return the weight of the latest parameters in their average after `steps` steps, a number or a tensor.
+@torch.no_grad()
+def update_average(averaged_model, model, steps):
+    """Move the averaged parameters and batch-norm statistics toward the latest, of step `steps`, a 0-d tensor.
 
     Polynomial-decay averaging (Shamir and Zhang 2013, section 4, η = 8): the average
     covers about the last ninth of all steps, however many there are.
     """
-    return 9 / (9 + steps)
-
-
-@torch.no_grad()
-def update_average(averaged_model, model, weight):
-    """Move the averaged parameters and batch-norm statistics toward the latest by `weight`, a 0-d tensor."""
+    weight = 9 / (9 + steps)
     tensors = (chain(net.parameters(), net.buffers()) for net in (averaged_model, model))
     for average, latest in zip(*tensors):
         if average.is_floating_point():
