@@ -55,8 +55,8 @@ def evaluate(net, dataset, batch_size=None):
     return dict(zip(names, (distributed.all_reduce_sum(sums) / len(dataset)).tolist()))
 
 
-def format_metrics(metrics):
-    """Return metrics as a line of text."""
-    if "accuracy" in metrics:
-        return f"validation loss {metrics['loss']:.5f}, accuracy {metrics['accuracy']:.2%}"
-    return f"validation mean squared error {metrics['loss']:.6f} (RGB in [0, 1))"
+def format_metrics(loss, accuracy=None):
+    """Return validation metrics as a line of text; a regression has no accuracy."""
+    if accuracy is None:
+        return f"validation mean squared error {loss:.6f} (RGB in [0, 1))"
+    return f"validation loss {loss:.5f}, accuracy {accuracy:.2%}"

@@ -54,14 +54,18 @@ class RunLog:
             save_checkpoint(self.path, checkpoint)
             if row["valid_loss"] == min(earlier["valid_loss"] for earlier in history):
                 save_checkpoint(self.best_path, checkpoint)
-            write_history(self.path_for(".csv"), history)
+            with atomic_write(self.path_for(".csv"), "x") as file:
+                writer = csv.DictWriter(file, row, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(history)
             progress = {"epochs_done": row["epoch"], "seconds": sum(row["seconds"] for row in history)}
-            write_json(self.path_for(".json"), self.metadata | progress)
+            write_json(self.path_for(".json"), run_metadata(self.settings, trainer.device) | progress)
             state = {"format": STATE_FORMAT, "settings": self.settings, "history": history}
             write_torch_file(self.path_for(".state"), state | {"trainer": trainer.state_dict()})
         self.history = history  # the epoch is complete only now
         line = f"epoch {row['epoch']:3}/{self.settings['epochs']}   training loss {row['train_loss']:.5f}"
-        print(f"{line}   {format_metrics(validation_metrics(row))}   {row['seconds']:.1f} s", flush=True)
+        metrics = format_metrics(row["valid_loss"], row.get("valid_accuracy"))
+        print(f"{line}   {metrics}   {row['seconds']:.1f} s", flush=True)
 
     def load_state(self):
         """Return an interrupted run's (history, state of its trainer).
@@ -75,9 +79,8 @@ class RunLog:
         for name, value in self.settings.items():
             earlier = content["settings"].get(name)
             if earlier != value:
-                difference = f"was {reprlib.repr(earlier)} and is now {value!r}"
-                if name in ("palette", "data_sha256"):  # too long to read
-                    difference = "differs"
+                is_long = name in ("palette", "data_sha256")
+                difference = "differs" if is_long else f"was {reprlib.repr(earlier)} and is now {value!r}"
                 raise UserError(f"{path}: cannot resume with other settings: {name.replace('_', ' ')} {difference}")
         history = content["history"]
         names = {*history[0], "train_loss", "valid_loss", "seconds"}
@@ -103,9 +106,11 @@ def run_training(
     log = RunLog(replace(checkpoint, data=str(source)), path, out_dir, (start_from, source.path, *inputs))
     dataset = ImageDataset(source.training_images(), checkpoint.palette, device)
     valid = ImageDataset(source.validation_images(), checkpoint.palette, device)
-    check_batch_size(config.batch_size, len(dataset))
+    if config.batch_size > len(dataset):
+        raise UserError(f"--batch-size {config.batch_size}: there are only {len(dataset):,} training images")
+    if config.batch_size < distributed.world_size():
+        raise UserError(f"--batch-size {config.batch_size}: fewer images than the {distributed.world_size()} processes")
     log.settings = run_settings(checkpoint, source, config, start_from, dataset)
-    log.metadata = run_metadata(log.settings, device)
     trainer = Trainer(net, dataset, config)
     if resume:
         resume_training(trainer, log)
@@ -127,9 +132,10 @@ def run_training(
         advice = f"train again with a smaller --learn-rate than {config.learning_rate:g}"
         raise UserError(f"{error}; {saved}: {advice}") from error
     if is_first:
-        title, metrics = f"{checkpoint.model}, {source}, epoch {config.epochs}", validation_metrics(log.history[-1])
+        title, row = f"{checkpoint.model}, {source}, epoch {config.epochs}", log.history[-1]
         save_curve(log.path_for("_curve.png"), title, log.history)
-        save_samples(log.path_for("_images.png"), f"{title}: {format_metrics(metrics)}", net, valid, config.temperature)
+        title += f": {format_metrics(row['valid_loss'], row.get('valid_accuracy'))}"
+        save_samples(log.path_for("_images.png"), title, net, valid, config.temperature)
         print(f"saved {log.path}, {log.best_path}; {', '.join(str(log.path_for(ending)) for ending in SUFFIXES)}")
 
 
@@ -148,9 +154,9 @@ def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None
         batches.append(comparison_rows(images, targets, outputs, checkpoint.palette, temperature))
     rows = {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
     metrics = dict(zip(METRICS, (sums / len(valid)).tolist()))
-    print(f"{checkpoint}\n{len(valid):,} images of {source}: {format_metrics(metrics)}")
+    print(f"{checkpoint}\n{len(valid):,} images of {source}: {format_metrics(**metrics)}")
     samples = {label: row[:NUM_SAMPLES] for label, row in rows.items()}
-    save_image_grid(path, f"{checkpoint.model}, {source}: {format_metrics(metrics)}", samples)
+    save_image_grid(path, f"{checkpoint.model}, {source}: {format_metrics(**metrics)}", samples)
     print(f"saved {path}")
 
     gray = rows["gray input"][:, :1]
@@ -172,19 +178,6 @@ def save_samples(path, title, net, dataset, temperature):
     images = dataset.images[:NUM_SAMPLES].to(device_of(net))
     outputs, targets = predict(net, to_gray(images)), dataset.targets(images)
     save_image_grid(path, title, comparison_rows(images, targets, outputs, dataset.palette, temperature))
-
-
-def check_batch_size(batch_size, num_images):
-    """Raise UserError if a batch is larger than the data, or smaller than the number of processes."""
-    if batch_size > num_images:
-        raise UserError(f"--batch-size {batch_size}: there are only {num_images:,} training images")
-    if batch_size < distributed.world_size():
-        raise UserError(f"--batch-size {batch_size}: fewer images than the {distributed.world_size()} processes")
-
-
-def validation_metrics(row):
-    """Return the validation metrics in an epoch's row, under the names that evaluate() uses."""
-    return {name: row[f"valid_{name}"] for name in METRICS if f"valid_{name}" in row}
 
 
 def resume_training(trainer, log):
@@ -212,14 +205,6 @@ def run_settings(checkpoint, source, config, start_from, dataset):
         del settings["temperature"]  # of the pictures alone
     sha256 = hashlib.sha256(subsample(dataset.images).cpu().contiguous().numpy()).hexdigest()
     return settings | {"palette": palette, "start_from": start_from and str(start_from), "data_sha256": sha256}
-
-
-def write_history(path, history):
-    """Write the metrics of all epochs to a CSV file, atomically."""
-    with atomic_write(path, "x") as file:
-        writer = csv.DictWriter(file, history[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
 
 
 def run_metadata(settings, device):
