@@ -32,9 +32,9 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.valid or not args.epochs:
         mode, useless = ("--valid", "epochs") if args.valid else ("validation (training needs --epochs)", "valid")
-        reject_flags(parser, vars(args), mode, (*TRAINING_FLAGS, "seed", useless))
+        reject_flags(parser, args, mode, (*TRAINING_FLAGS, "seed", useless))
     else:
-        reject_flags(parser, vars(args), "training", ("json",))
+        reject_flags(parser, args, "training", ("json",))
     return args
 
 
@@ -49,19 +49,19 @@ def main(argv):
     args = parse(argv)
     device = distributed.setup(args.device)
     source = ImageSource(args.data, args.category, args.holdout)
-    network = {"model": MODEL, "kernel": args.kernel, "num_filters": args.num_filters}
-    config = TrainingConfig(**{name: vars(args)[name] for name in asdict(TrainingConfig()) if name in args})
-    if args.valid or not args.epochs:
-        distributed.require_single_process("validation")
-        net, checkpoint = load_network(args.checkpoint, **network)
-        run_validation(
-            net.to(device), checkpoint, source, args.out_dir, config.temperature, args.json, [args.checkpoint]
-        )
+    trains = args.epochs and not args.valid
+    file = args.start_from if trains else args.checkpoint
+    network = {"palette": None, "model": MODEL, "kernel": args.kernel, "num_filters": args.num_filters}
+    seed_everything(args.seed)
+    net, checkpoint = new_network(**network) if trains and not file else load_network(file, **network)
+    net.to(device)
+    if trains:
+        config = TrainingConfig(**{name: vars(args)[name] for name in asdict(TrainingConfig()) if name in args})
+        files = {"path": args.checkpoint, "start_from": args.start_from}
+        run_training(net, checkpoint, source, config, args.out_dir, **files, resume=args.resume, plot=args.plot)
     else:
-        seed_everything(config.seed)
-        net, checkpoint = load_network(args.start_from, **network) if args.start_from else new_network(None, **network)
-        files = {"out_dir": args.out_dir, "path": args.checkpoint, "start_from": args.start_from}
-        run_training(net.to(device), checkpoint, source, config, **files, resume=args.resume, plot=args.plot)
+        distributed.require_single_process("validation")
+        run_validation(net, checkpoint, source, args.out_dir, json_path=args.json, inputs=[args.checkpoint])
     print(f"copying the gray input to R, G and B: {gray_copy_error(source.validation_images()):.6f}")
     distributed.cleanup()
 

@@ -64,12 +64,11 @@ def save_image(folder, source, image, alpha):
 
     A JPEG without transparency stays a JPEG; everything else becomes a PNG.
     """
-    if source.suffix.lower() in (".jpg", ".jpeg") and alpha is None:
-        path, settings = folder / f"{source.stem}_colored.jpg", {"format": "JPEG", "quality": 93}
-    else:
-        path, settings = folder / f"{source.stem}_colored.png", {"format": "PNG", "compress_level": 1}
+    as_jpeg = source.suffix.lower() in (".jpg", ".jpeg") and alpha is None
+    settings = {"format": "JPEG", "quality": 93} if as_jpeg else {"format": "PNG", "compress_level": 1}
     if alpha is not None:
         image.putalpha(alpha)
+    path = folder / f"{source.stem}_colored.{'jpg' if as_jpeg else 'png'}"
     with new_file(path) as unique, atomic_write(unique) as file:
         image.save(file, **settings)
     return unique

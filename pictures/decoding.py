@@ -18,11 +18,6 @@ def labels_to_rgb(labels, palette):
     return palette_tensor(palette, labels.device)[labels.int()].permute(0, 3, 1, 2)
 
 
-def decode_argmax(logits, palette):
-    """Return each pixel's most probable color: logits (N, K, H, W) and palette (K, 3) -> (N, 3, H, W)."""
-    return labels_to_rgb(logits.argmax(1), palette)
-
-
 def annealed_mean(logits, palette, temperature):
     """Return the mean palette color under sharpened probabilities (Zhang et al. 2016, equation 5).
 
@@ -74,7 +69,7 @@ def comparison_rows(images, targets, outputs, palette, temperature=TEMPERATURE):
     if palette is None:
         rows["prediction"] = outputs.clamp(0, 1)
     else:
-        rows["prediction in palette colors"] = decode_argmax(outputs, palette)
+        rows["prediction in palette colors"] = labels_to_rgb(outputs.argmax(1), palette)
         rows["smooth prediction"] = decode_annealed_mean(outputs, palette, gray, temperature)
         rows["truth in palette colors"] = labels_to_rgb(targets, palette)
     return rows | {"truth": truth}

@@ -48,15 +48,13 @@ def save_image_grid(path, title, rows):
 def save_curve(path, title, history):
     """Plot loss and, if present, accuracy against the epoch, for training and validation."""
     epochs = [row["epoch"] for row in history]
-    names = {"loss": "loss"}
-    if "valid_accuracy" in history[0]:
-        names["accuracy"] = "accuracy"
+    names = [name.removeprefix("valid_") for name in history[0] if name.startswith("valid_")]
     figure = new_figure(figsize=(5 * len(names), 3.6), layout="constrained")
-    for ax, (name, label) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items()):
+    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         for part, words in (("train", "training"), ("valid", "validation")):
             ax.plot(epochs, [row[f"{part}_{name}"] for row in history], marker=".", label=words)
         ax.set_xlabel("epoch")
-        ax.set_ylabel(label)
+        ax.set_ylabel(name)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
         ax.legend()

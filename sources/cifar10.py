@@ -21,20 +21,15 @@ SIZE = 32
 ROWS = 10_000  # images in a batch file
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-FOLDER = "cifar-10-batches-py"
+ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"
 TIMEOUT = 30  # seconds without data after which a download is given up
 TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
 TEST_FILES = ["test_batch"]
 
 
-def archive_in(data_dir):
-    """Return the path of CIFAR-10's archive in a folder."""
-    return Path(data_dir) / Path(URL).name
-
-
 def contains_cifar10(data_dir):
     """Return whether a folder contains CIFAR-10's batches or its archive."""
-    return os.path.isdir(Path(data_dir) / FOLDER) or os.path.exists(archive_in(data_dir))
+    return os.path.isdir(Path(data_dir) / FOLDER) or os.path.exists(Path(data_dir) / ARCHIVE)
 
 
 def load_cifar10(data_dir, categories, train):
@@ -72,7 +67,7 @@ def read_batch(path):
 
 def batches_folder(data_dir):
     """Return the folder of CIFAR-10's batches, after downloading and unpacking the archive if needed."""
-    folder, archive = Path(data_dir) / FOLDER, archive_in(data_dir)
+    folder, archive = Path(data_dir) / FOLDER, Path(data_dir) / ARCHIVE
     if os.path.isdir(folder):
         return folder
     if not os.path.exists(archive):

@@ -227,7 +227,7 @@ def trained(cifar, small_palette):
         (["--category", "zebra"], "invalid choice: 'zebra'"),
         (["--device", "abacus"], "--device abacus: no such device"),
         (["--device", "cuda:99"], "--device cuda:99: no such GPU"),
-        (["--device", "mps"], "--device mps: only cpu and cuda"),
+        (["--device", "mps"], "--device mps: no such device; only cpu and cuda"),
         (["--kernel", "4"], "--kernel: invalid choice: 4 (choose from 1, 3, 5,"),
         (["--holdout", "20"], "--holdout 20: there are only 20"),
     ],

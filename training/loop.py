@@ -125,8 +125,8 @@ def train(trainer, valid, epochs_done=0):
             mine = mine if count else batch[:1]  # fewer images than processes: a step with weight 0
             metrics[number] = count * step(images[mine].to(trainer.device), count * world_size / len(batch))
         train_metrics = epoch_means(metrics, epoch, len(images))
-        for buffer in trainer.averaged_model.buffers():
-            distributed.broadcast_from_rank0(buffer)
+        for buffer in trainer.averaged_model.buffers() if world_size > 1 else ():
+            torch.distributed.broadcast(buffer, 0)
         valid_metrics = evaluate(trainer.averaged_model, valid)
         if not math.isfinite(valid_metrics["loss"]) or not is_finite(trainer.averaged_model):
             raise FloatingPointError(f"the weights are no longer finite after epoch {epoch}")

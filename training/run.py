@@ -14,7 +14,7 @@ import torch
 
 from data import ImageDataset, subsample, to_gray
 from models import device_of, file_name, predict
-from pictures.decoding import apply_chroma, comparison_rows
+from pictures.decoding import TEMPERATURE, apply_chroma, comparison_rows
 from pictures.metrics import measure, print_metrics
 from pictures.plots import save_curve, save_image_grid
 from training.evaluation import METRICS, batch_metrics, format_metrics, predictions
@@ -139,7 +139,7 @@ def run_training(
         print(f"saved {log.path}, {log.best_path}; {', '.join(str(log.path_for(ending)) for ending in SUFFIXES)}")
 
 
-def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None, inputs=()):
+def run_validation(net, checkpoint, source, out_dir, temperature=TEMPERATURE, json_path=None, inputs=()):
     """Evaluate a network: print its metrics and those of its pictures, and draw the first ten.
 
     With `json_path`, also compute the slower metrics and write those of every image to that file. `inputs`

@@ -5,6 +5,7 @@ prints and writes.
 """
 
 import os
+import re
 import sys
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,15 +23,14 @@ def choose_device(name):
     """Return the torch device called `name`; None means CUDA if there is a GPU, else the CPU."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: no such device; use cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: only cpu and cuda are supported")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: no such GPU on this machine; leave the flag out, or use --device cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", name):
+        raise UserError(f"--device {name}: no such device; only cpu and cuda are supported")
+    device = torch.device(name)
     if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"--device {name}: no such GPU on this machine; leave the flag out, use fewer processes, or --device cpu"
+            )
         torch.cuda.set_device(device.index or 0)  # the one of streams and graphs
     return device
 
@@ -44,12 +44,7 @@ def setup(device_name):
     if not dist.is_torchelastic_launched():
         return device
     if device.type == "cuda":
-        if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
-            raise UserError(
-                f"only {torch.cuda.device_count()} GPUs; start at most that many processes, or use --device cpu"
-            )
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+        device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     if rank():  # rank 0 prints for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, stays open as long as the process runs
@@ -82,13 +77,6 @@ def all_reduce_sum(tensor):
     """Return the sum of all processes' tensors, which must have the same shape."""
     if world_size() > 1:
         dist.all_reduce(tensor)
-    return tensor
-
-
-def broadcast_from_rank0(tensor):
-    """Return rank 0's tensor; the other ranks pass one of the same shape and type to be overwritten."""
-    if world_size() > 1:
-        dist.broadcast(tensor, 0)
     return tensor
 
 
