@@ -8,8 +8,6 @@ python color_regression.py --data sample -e 3   train it on two photographs, off
 import argparse
 from dataclasses import asdict
 
-import torch.nn.functional as F
-
 from data import ImageSource, to_gray, to_rgb
 from models import load_network, new_network
 from sources.cifar10 import CLASSES
@@ -31,8 +29,8 @@ def parse(argv):
     add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
     args = parser.parse_args(argv)
     if args.valid or not args.epochs:
-        mode, useless = ("--valid", "epochs") if args.valid else ("validation (training needs --epochs)", "valid")
-        reject_flags(parser, args, mode, (*TRAINING_FLAGS, "seed", useless))
+        mode = "--valid" if args.valid else "validation (training needs --epochs)"
+        reject_flags(parser, args, mode, (*TRAINING_FLAGS, "seed"))
     else:
         reject_flags(parser, args, "training", ("json",))
     return args
@@ -40,9 +38,8 @@ def parse(argv):
 
 def gray_copy_error(images):
     """Return the mean squared error of the trivial prediction: the gray input copied to R, G and B."""
-    parts = images.split(1000)
-    errors = [F.mse_loss(to_gray(part).expand(-1, 3, -1, -1), to_rgb(part)) for part in parts]
-    return sum(len(part) * error.item() for part, error in zip(parts, errors)) / len(images)
+    errors = ((to_rgb(part) - to_gray(part)).square().sum().item() for part in images.split(1000))
+    return sum(errors) / images.numel()
 
 
 def main(argv):

@@ -45,9 +45,7 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.colorize or args.valid:
         mode, useless = ("--colorize", ["valid", "json"]) if args.colorize else ("--valid", ["working_size"])
-        flags.reject_flags(
-            parser, args, mode, [*flags.TRAINING_FLAGS, "epochs", "rebalance", "picture_weight", *useless]
-        )
+        flags.reject_flags(parser, args, mode, [*flags.TRAINING_FLAGS, *useless])
         if not args.colors:
             useless = ["data", "category", "holdout", "seed"] if args.colorize else ["seed"]
             flags.reject_flags(parser, args, f"{mode} without --colors", useless)

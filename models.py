@@ -17,7 +17,7 @@ from torch import nn
 
 from utils.checkpoint import COLORS, KERNEL, MODEL, NUM_FILTERS, Checkpoint, load_checkpoint
 from utils.console import UserError, print_table, run
-from utils.files import PROJECT
+from utils.files import PROJECT, reading
 
 STRIDE = 4  # pixels of the image for one of the bottleneck; sizes must be multiples of it
 
@@ -194,14 +194,11 @@ def load_network(path, model=None, kernel=None, num_filters=None, palette=None):
         needs = "needs its palette; name that" if checkpoint.palette is None else "has no palette; do not name one"
         raise UserError(f"{path}: a {checkpoint.model} {needs} with --colors")
     num_colors = 3 if checkpoint.palette is None else len(checkpoint.palette)
-    try:
+    with reading(path, f"file of weights of {checkpoint.architecture}", "name another one"):
         with torch.device("meta"):  # takes no memory, whatever the file claims to be
             net = create_model(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, num_colors)
             state_dict = convert_weights(net, checkpoint.state_dict)
         net.to_empty(device="cpu").load_state_dict(state_dict)
-    except Exception as error:  # a hostile file's entries may be of any type
-        why = re.sub(r"Error\(s\) in .*?:", "", " ".join(str(error).split()))
-        raise UserError(f"{path}: not weights of {checkpoint.architecture} ({why:.200}); name another file") from error
     return net, checkpoint
 
 

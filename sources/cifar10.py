@@ -99,7 +99,7 @@ def unpack(archive, folder, sha256):
     Ignores everything else in the archive. Raises UserError.
     """
     names = [f"{FOLDER}/{name}" for name in TRAIN_FILES + TEST_FILES]
-    try:
+    with reading(archive, "copy of CIFAR-10's archive", "make sure there is room, or delete it to download it again"):
         with open(archive, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise ValueError("corrupt or truncated: wrong SHA-256")
@@ -110,7 +110,3 @@ def unpack(archive, folder, sha256):
             tar.extractall(part, members, filter="data")
             if not os.path.isdir(folder):  # else another process was first
                 os.replace(Path(part) / FOLDER, folder)
-    except OSError as error:
-        raise UserError(f"{archive}: cannot unpack it ({error.strerror or error})") from error
-    except Exception as error:  # a broken archive may raise anything
-        raise UserError(f"{archive}: not the archive of CIFAR-10 ({error}); delete it to download it again") from error

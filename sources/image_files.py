@@ -2,14 +2,14 @@
 
 import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from sources.cifar10 import SIZE
 from utils.console import UserError
@@ -36,21 +36,15 @@ def read_image(path):
     Applies the EXIF orientation, takes the first frame, and reduces 16 bits to the upper 8. Raises
     UserError if Pillow cannot read the file.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            if image.format in ("JPEG", "MPO") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
-                raise ValueError(f"it has more than {MAX_SCANS} progressive scans")
-            image = ImageOps.exif_transpose(image)
-            alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-            return to_uint8(image).convert("RGB"), alpha
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: has more than {MAX_PIXELS:,} pixels; scale it down first") from error
-    except UnidentifiedImageError as error:  # its message only repeats the path
-        raise UserError(f"{path}: not an image, or of a format other than {', '.join(FORMATS)}") from error
-    except Exception as error:  # a broken file may raise anything
-        raise UserError(f"{path}: cannot read this image ({getattr(error, 'strerror', None) or error})") from error
+    supported = f"{', '.join(FORMATS)} of up to {MAX_PIXELS:,} pixels are supported"
+    with reading(path, "picture", supported), Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"it has {image.width * image.height:,} pixels")
+        if image.format in ("JPEG", "MPO") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
+            raise ValueError(f"it has more than {MAX_SCANS} progressive scans")
+        image = ImageOps.exif_transpose(image)
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        return to_uint8(image).convert("RGB"), alpha
 
 
 def to_uint8(image):
@@ -89,12 +83,11 @@ def folder_images(folder, train):
         except UserError as error:
             tqdm.write(f"skipped {error}")
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while decoding
-        progress = tqdm(pool.map(read, chosen), total=len(chosen), desc="reading", leave=False, disable=None)
-        images = [image for image in progress if image is not None]
+    # in threads, because Pillow releases the GIL while decoding
+    images = thread_map(read, chosen, max_workers=os.cpu_count(), desc="reading", leave=False, disable=None)
+    images = [image for image in images if image is not None]
     if len(images) < 2:
-        purpose = "train" if train else "validate"
-        raise UserError(f"{folder}: too few images to {purpose} on ({len(images)}); at least 20 are required")
+        raise UserError(f"{folder}: too few images to {'train' if train else 'validate'} on; at least 20 are required")
     return torch.stack(images)
 
 

@@ -100,11 +100,11 @@ def test_files_that_start_a_program_are_not_images(tmp_path, monkeypatch):
     path = tmp_path / "picture.eps"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n")
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("a program was started"))
-    with pytest.raises(UserError, match="format other than"):
+    with pytest.raises(UserError, match="cannot identify image file"):
         image_files.read_image(path)
     assert image_files.list_image_files(tmp_path) == []
     path.rename(tmp_path / "picture.png")
-    with pytest.raises(UserError, match="format other than"):
+    with pytest.raises(UserError, match="cannot identify image file"):
         image_files.read_image(tmp_path / "picture.png")
     Image.init()
     assert set(image_files.FORMATS) <= set(Image.OPEN)
@@ -334,7 +334,9 @@ def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path):
         scans = [*parts, *[min(parts[2:], key=len)] * count, last]
         (tmp_path / f"{name}.jpg").write_bytes(b"\xff\xda".join(scans))
     assert image_files.read_image(tmp_path / "few.jpg")[0].size == (64, 64)
-    with pytest.raises(UserError, match=r"many\.jpg: cannot read this image .it has more than 100 progressive scans"):
+    with pytest.raises(
+        UserError, match=r"many\.jpg: not a picture, or a corrupt one .it has more than 100 progressive"
+    ):
         image_files.read_image(tmp_path / "many.jpg")
 
 

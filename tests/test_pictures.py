@@ -184,7 +184,7 @@ def test_names_are_never_overwritten_and_what_is_no_picture_is_named(tmp_path, c
 def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     Image.new("RGB", (200, 100)).save(tmp_path / "large.png")
     monkeypatch.setattr(image_files, "MAX_PIXELS", 19_000)
-    with pytest.raises(UserError, match=r"large\.png: has more than 19,000 pixels"):
+    with pytest.raises(UserError, match=r"large\.png: .*it has 20,000 pixels.; .* up to 19,000 pixels"):
         image_files.read_image(tmp_path / "large.png")
 
 
@@ -224,7 +224,7 @@ def test_training_on_a_folder_of_pictures(folder, capsys):
     colorization.main([*flags, "-e", "1", "-b", "8"])
     said = capsys.readouterr()
     assert "32 training and 8 validation images" in said.out or "33 training and 7" in said.out
-    assert (said.out + said.err).count("broken.jpg") == 1
+    assert (said.out + said.err).count("broken.jpg: ") == 1
     colorization.main([*flags[:2], "--valid", "--checkpoint", "outputs/unet_k3_f4.pkl"])
     assert "validation loss" in capsys.readouterr().out
 

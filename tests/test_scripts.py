@@ -204,8 +204,8 @@ def test_bare_weights_take_their_description_from_the_flags(cifar, small_palette
     assert "name the network with --model" in fails(colorization.main, *flags)
     bare = [*flags[:3], "--model", "DUNet", "-f", "4"]
     assert "bare.pkl: a DUNet needs its palette; name that with --colors" in fails(colorization.main, *bare)
-    assert "bare.pkl: not weights of DUNet" in fails(colorization.main, *flags, "--model", "DUNet")
-    assert "bare.pkl: not weights of CNN" in fails(colorization.main, *flags, "--model", "CNN", "-f", "4")
+    assert "bare.pkl: not a file of weights of DUNet" in fails(colorization.main, *flags, "--model", "DUNet")
+    assert "bare.pkl: not a file of weights of CNN" in fails(colorization.main, *flags, "--model", "CNN", "-f", "4")
 
 
 @pytest.fixture
@@ -297,8 +297,9 @@ def test_files_that_are_no_checkpoints(trained, fails, tmp_path):
     content = torch.load(trained, weights_only=True)
     content["state_dict"]["finalconv.bias"][0] = np.nan
     torch.save(content, "nan")
-    assert "nan: not weights of UNet, kernel 3, 4 filters, 5 colors (finalconv.bias is not finite" in fails(
-        colorization.main, "--valid", "--checkpoint", "nan"
+    assert (
+        "nan: not a file of weights of UNet, kernel 3, 4 filters, 5 colors, or a corrupt one (finalconv.bias is"
+        in fails(colorization.main, "--valid", "--checkpoint", "nan")
     )
     assert "gone: cannot read" in fails(colorization.main, "--valid", "--checkpoint", "gone")
 

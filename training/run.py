@@ -17,7 +17,7 @@ from models import device_of, file_name, predict
 from pictures.decoding import TEMPERATURE, apply_chroma, comparison_rows
 from pictures.metrics import measure, print_metrics
 from pictures.plots import save_curve, save_image_grid
-from training.evaluation import METRICS, batch_metrics, format_metrics, predictions
+from training.evaluation import evaluate, format_metrics
 from training.loop import Trainer, train
 from utils import distributed
 from utils.checkpoint import read_torch_file, save_checkpoint, write_torch_file
@@ -148,12 +148,13 @@ def run_validation(net, checkpoint, source, out_dir, temperature=TEMPERATURE, js
     path = out_dir / f"{checkpoint.model.lower()}_valid.png"
     check_targets([path, json_path] if json_path else [path], (source.path, *inputs))
     valid = ImageDataset(source.validation_images(), checkpoint.palette, device_of(net))
-    sums, batches = 0, []
-    for images, targets, outputs in predictions(net, valid):
-        sums = sums + len(images) * batch_metrics(outputs, targets).double()
-        batches.append(comparison_rows(images, targets, outputs, checkpoint.palette, temperature))
+    batches = []
+
+    def look(*batch):
+        batches.append(comparison_rows(*batch, checkpoint.palette, temperature))
+
+    metrics = evaluate(net, valid, look=look)
     rows = {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
-    metrics = dict(zip(METRICS, (sums / len(valid)).tolist()))
     print(f"{checkpoint}\n{len(valid):,} images of {source}: {format_metrics(**metrics)}")
     samples = {label: row[:NUM_SAMPLES] for label, row in rows.items()}
     save_image_grid(path, f"{checkpoint.model}, {source}: {format_metrics(**metrics)}", samples)

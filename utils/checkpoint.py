@@ -136,13 +136,9 @@ def parse_checkpoint(content):
 
 def check_palette(palette):
     """Return a palette as (K, 3) float64. Raises ValueError if it is not one."""
-    if not isinstance(palette, np.ndarray) or palette.dtype.kind != "f" or palette.ndim != 2 or palette.shape[1] != 3:
-        raise ValueError("it is not a float array with three columns")
-    if not 2 <= len(palette) <= 256:
-        raise ValueError(f"it has {len(palette)} colors; 2 to 256 are supported")
+    if palette.dtype.kind != "f" or palette.shape[1:] != (3,) or not 2 <= len(palette) <= 256:
+        raise ValueError(f"it is {palette.dtype} of shape {palette.shape}, not 2 to 256 rows of three floats")
     palette = palette.astype(np.float64)
-    if not ((palette >= 0) & (palette <= 1)).all():  # also false for NaN
-        raise ValueError("its values must be from 0 to 1")
-    if len(np.unique(palette, axis=0)) < len(palette):
-        raise ValueError("a color occurs twice")
+    if not ((palette >= 0) & (palette <= 1)).all() or len(np.unique(palette, axis=0)) < len(palette):
+        raise ValueError("its values are not all from 0 to 1, or a color occurs twice")  # the former also for NaN
     return palette

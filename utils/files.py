@@ -65,10 +65,7 @@ def check_targets(targets, inputs=()):
 
     `inputs` are the files and folders that are read; what is None or does not exist is ignored.
     """
-    seen = {}
-    for given in inputs:
-        if given and os.path.exists(given):
-            seen[file_identity(given)] = given
+    seen = {file_identity(given): given for given in inputs if given and os.path.exists(given)}
     for target in targets:
         check_writable(target)
         for folder in Path(os.path.realpath(target)).parents:

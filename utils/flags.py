@@ -5,7 +5,8 @@ from pathlib import Path
 
 from utils.checkpoint import COLORS, KERNEL, MODEL, NUM_FILTERS
 
-TRAINING_FLAGS = ("batch_size", "learning_rate", "augment", "precision", "plot", "resume", "start_from")
+TRAINING_FLAGS = ("epochs", "batch_size", "learning_rate", "augment", "precision", "plot", "resume", "start_from")
+TRAINING_FLAGS += ("rebalance", "picture_weight")  # of the classifiers
 
 
 def in_range(kind, low, high):
@@ -29,7 +30,7 @@ def add_number(group, *names, default, low, high, text, metavar="N", **more):
 def reject_flags(parser, args, mode, useless):
     """End with an error if a flag named in `useless`, which has no effect in this mode, differs from its default."""
     for name in useless:
-        if vars(args)[name] != parser.get_default(name):
+        if getattr(args, name, None) != parser.get_default(name):  # both None for another script's flag
             flag = name.replace("learning", "learn").replace("_", "-")
             parser.error(f"--{flag} has no effect with {mode}; leave one of them out")
 
