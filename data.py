@@ -1,8 +1,7 @@
 """Images to learn from, their gray, which is the network's input, and the palette of colors it predicts.
 
-Conventions, those of the course: images are uint8 tensors (N, 3, 32, 32); pixel values
-are byte / 256; gray is the mean of R, G and B; a pixel's label is its nearest palette
-color in RGB.
+Conventions, those of the course: images are uint8 tensors (N, 3, 32, 32); pixel values are byte / 256; gray is
+the mean of R, G and B; a pixel's label is its nearest palette color in RGB.
 
     python data.py --colors 24      fits a palette to all training pixels
 """
@@ -85,8 +84,7 @@ class ImageSource:
 def hold_out(images, labels, count):
     """Split images into (the rest, those held out), with `count` images of every class held out.
 
-    The choice does not depend on the training seed. From more than MAX_SCANNED_IMAGES, which may
-    not fit into memory, the last `count` are held out. Raises UserError.
+    The seed does not matter. From more than MAX_SCANNED_IMAGES, the last `count` are held out. Raises UserError.
     """
     if count >= len(images):
         raise UserError(f"--holdout {count}: there are only {len(images):,} training images")
@@ -207,8 +205,7 @@ def fit_palette(images, num_colors, seed=0):
 def load_palette(path):
     """Read a palette file: (K, 3) float64, byte / 256.
 
-    Accepts a plain .npy array and the handout's format, an object array pickled by Python 2:
-    [palette, distortion]. Raises UserError for anything else.
+    Raises UserError unless it is a plain .npy array, or the handout's [palette, distortion], pickled by Python 2.
     """
     with reading(path, "palette", "fit one with: python data.py --colors 24"):
         content = Path(path).read_bytes()
@@ -224,10 +221,9 @@ def palette_path(num_colors, category):
 
 
 def palette_for(colors, source, seed=0):
-    """Return the palette (K, 3) that a string names: a number of colors or a palette file.
+    """Return the palette (K, 3) that a string names: a number of colors or a palette file. Raises UserError.
 
-    A number means the shipped palette of the source's category; if there is none,
-    one is fitted to the training images. Raises UserError.
+    A number means the shipped palette of the source's category or, without one, one fitted to the training images.
     """
     if not colors.isdecimal():
         return load_palette(colors)

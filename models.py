@@ -1,7 +1,6 @@
 """The networks of the exercise: small encoder-decoders from a gray image to colors.
 
-All of them take gray images (N, 1, H, W) in [0, 1), with H and W multiples of 4,
-and return maps of the same size.
+All of them take gray images (N, 1, H, W) in [0, 1), with H and W multiples of 4, and return maps of the same size.
 
     python models.py UNet       prints a table of its stages and a sketch
 """
@@ -31,8 +30,7 @@ class MyConv2d(nn.Module):
 
     def __init__(self, in_channels, out_channels, kernel_size, padding=None, dilation=0):
         super().__init__()
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.dilation = kernel_size, dilation
+        self.out_channels, self.dilation = out_channels, dilation
         effective_size = kernel_size + (kernel_size - 1) * dilation  # pixels that the filter covers along one side
         self.padding = (effective_size - 1) // 2 if padding is None else padding
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
@@ -52,9 +50,6 @@ class MyConv2d(nn.Module):
             return F.conv2d(x, self.weight, self.bias, **settings)
         for_x, for_extra = self.weight.split([x.shape[1], extra.shape[1]], 1)
         return F.conv2d(x, for_x, self.bias, **settings) + F.conv2d(extra, for_extra, **settings)
-
-    def extra_repr(self):
-        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, dilation={self.dilation}"
 
 
 class MyDilatedConv2d(MyConv2d):
@@ -126,10 +121,7 @@ class RegressionCNN(CNN):
 
 
 class UNet(nn.Module):
-    """CNN with skip connections (Ronneberger et al. 2015): logits (N, num_colors, H, W).
-
-    Each decoder stage also receives the encoder's feature maps of the same size.
-    """
+    """CNN with skip connections (Ronneberger et al. 2015): each decoder stage also receives the encoder's maps."""
 
     def __init__(self, kernel, num_filters, num_colors):
         super().__init__()
@@ -180,8 +172,7 @@ def new_network(palette, model=None, kernel=None, num_filters=None):
 def load_network(path, model=None, kernel=None, num_filters=None, palette=None):
     """Return (a network with the weights of a file, its Checkpoint).
 
-    A path of None means the shipped weights of this network; the other arguments are those of
-    load_checkpoint(). Raises UserError if the file cannot be used.
+    A path of None means the shipped weights; the other arguments are load_checkpoint()'s. Raises UserError.
     """
     if path is None:
         path = PROJECT / "weights" / file_name(model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS)

@@ -61,8 +61,7 @@ def chroma_error(logits, palette, images, temperature):
 def comparison_rows(images, targets, outputs, palette, temperature=TEMPERATURE):
     """Return labeled rows of pictures of uint8 images: the network's input, its prediction, the truth.
 
-    `targets` are labels (N, H, W) and `outputs` logits (N, K, H, W); without a palette both
-    are RGB (N, 3, H, W).
+    `targets` are labels (N, H, W) and `outputs` logits (N, K, H, W); without a palette both are RGB (N, 3, H, W).
     """
     gray, truth = to_gray(images), to_rgb(images)
     rows = {"gray input": gray.expand(-1, 3, -1, -1)}

@@ -22,13 +22,10 @@ def save(figure, path):
 
 
 def save_image_grid(path, title, rows):
-    """Write labeled rows of images: `rows` maps a label to images (3, H, W) or (1, H, W), tensors in 0..1.
-
-    All are drawn as one large image on white, since 50 axes would take two seconds.
-    """
+    """Write labeled rows of images: `rows` maps a label to images (3, H, W) or (1, H, W), tensors in 0..1."""
     cell = max(max(image.shape[1:]) for images in rows.values() for image in images)
     step, columns = cell + math.ceil(cell / 32), max(len(images) for images in rows.values())
-    sheet = np.ones((len(rows) * step, columns * step, 3), np.float32)
+    sheet = np.ones((len(rows) * step, columns * step, 3), np.float32)  # one image: 50 axes would take two seconds
     for row, images in enumerate(rows.values()):
         for column, image in enumerate(images):
             height, width = image.shape[1:]

@@ -51,10 +51,7 @@ def load_cifar10(data_dir, categories, train):
 
 
 def read_batch(path):
-    """Return the images, uint8 (10000, 3072), and labels, (10000,), of one CIFAR-10 batch file.
-
-    Raises UserError if the file is missing or differs from the official format.
-    """
+    """Return a batch file's images, uint8 (10000, 3072), and labels, (10000,). Raises UserError unless it has those."""
     with reading(path, "batch of CIFAR-10", f"delete {path.parent} to get it again"), open(path, "rb") as file:
         batch = unpickle(file)
         images, labels = batch[b"data"].array, batch[b"labels"]
@@ -94,10 +91,7 @@ def download(url, path, sha256):
 
 
 def unpack(archive, folder, sha256):
-    """Unpack the batches of CIFAR-10's archive into `folder`, which appears only when complete.
-
-    Ignores everything else in the archive. Raises UserError.
-    """
+    """Unpack an archive's CIFAR-10 batches, nothing else, into `folder`, which appears once complete. Raises UserError."""
     names = [f"{FOLDER}/{name}" for name in TRAIN_FILES + TEST_FILES]
     with reading(archive, "copy of CIFAR-10's archive", "make sure there is room, or delete it to download it again"):
         with open(archive, "rb") as file:

@@ -150,10 +150,7 @@ def choose_step(trainer):
 
 
 def epoch_means(metrics, epoch, num_images):
-    """Average an epoch's metrics over its images, given each step's sums over images, (steps, 1) or (steps, 2).
-
-    Raises FloatingPointError if a loss is not finite.
-    """
+    """Average metrics over images, given each step's sums, (steps, 1 or 2). Raises FloatingPointError (loss)."""
     metrics = distributed.all_reduce_sum(metrics.double()).cpu()
     finite = metrics[:, 0].isfinite()
     if not finite.all():

@@ -14,9 +14,8 @@ class Adam:
     as long as importing torch. Here the learning rate, which may be a tensor, is passed to step().
     """
 
-    def __init__(self, parameters, betas=(0.9, 0.999), eps=1e-8):
+    def __init__(self, parameters):
         self.parameters = list(parameters)
-        self.betas, self.eps = betas, eps
         self.exp_avgs = [torch.zeros_like(p) for p in self.parameters]
         self.exp_avg_sqs = [torch.zeros_like(p) for p in self.parameters]
         self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
@@ -25,7 +24,7 @@ class Adam:
     def step(self, learning_rate):
         """Update the parameters from their gradients."""
         gradients = [p.grad for p in self.parameters]
-        settings = {"beta1": self.betas[0], "beta2": self.betas[1], "lr": learning_rate, "eps": self.eps}
+        settings = {"beta1": 0.9, "beta2": 0.999, "lr": learning_rate, "eps": 1e-8}
         unused = {"max_exp_avg_sqs": [], "weight_decay": 0, "amsgrad": False, "maximize": False}
         averages = self.exp_avgs, self.exp_avg_sqs
         adam(self.parameters, gradients, *averages, state_steps=self.steps, fused=True, **settings, **unused)

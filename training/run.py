@@ -32,8 +32,8 @@ NUM_SAMPLES = 10  # images in a sample picture
 class RunLog:
     """Writes a run's files after every epoch; `history` is the list of the epochs' metrics.
 
-    The files: the weights of the last and of the best epoch, the history (.csv), what is needed to
-    repeat the run (.json) and what is needed to resume it (.state).
+    The files: the weights of the last and of the best epoch, the history (.csv), what it takes to repeat (.json)
+    and to resume the run (.state).
     """
 
     def __init__(self, checkpoint, path, out_dir, inputs):
@@ -68,10 +68,7 @@ class RunLog:
         print(f"{line}   {metrics}   {row['seconds']:.1f} s", flush=True)
 
     def load_state(self):
-        """Return an interrupted run's (history, state of its trainer).
-
-        Raises UserError if there is none, or if its settings differ; some exception if the file is damaged.
-        """
+        """Return a run's (history, trainer's state). Raises UserError if none fits, some exception if it is damaged."""
         path = self.path_for(".state")
         content = read_torch_file(path, "training state")
         if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
@@ -148,12 +145,8 @@ def run_validation(net, checkpoint, source, out_dir, temperature=TEMPERATURE, js
     path = out_dir / f"{checkpoint.model.lower()}_valid.png"
     check_targets([path, json_path] if json_path else [path], (source.path, *inputs))
     valid = ImageDataset(source.validation_images(), checkpoint.palette, device_of(net))
-    batches = []
-
-    def look(*batch):
-        batches.append(comparison_rows(*batch, checkpoint.palette, temperature))
-
-    metrics = evaluate(net, valid, look=look)
+    batches, settings = [], (checkpoint.palette, temperature)
+    metrics = evaluate(net, valid, look=lambda *batch: batches.append(comparison_rows(*batch, *settings)))
     rows = {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
     print(f"{checkpoint}\n{len(valid):,} images of {source}: {format_metrics(**metrics)}")
     samples = {label: row[:NUM_SAMPLES] for label, row in rows.items()}

@@ -1,7 +1,4 @@
-"""Checkpoint files: a network's weights, its architecture and its palette.
-
-This module knows no networks and no layers; models.py builds the network from what is read here.
-"""
+"""Checkpoint files: a network's weights, architecture and palette, from which models.py builds the network."""
 
 import io
 import zipfile
@@ -96,9 +93,7 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
     """Read a checkpoint of this package, or a bare state dict such as the handout's.
 
     A checkpoint of this package describes itself; arguments other than None must agree with it. A bare
-    state dict does not, so the arguments describe it.
-
-    Raises UserError if the file is neither, or does not agree.
+    state dict does not, so the arguments describe it. Raises UserError if the file is neither, or does not agree.
     """
     content = read_torch_file(path, "checkpoint")
     if isinstance(content, dict) and content.get("format") in (FORMAT, OLD_FORMAT):

@@ -1,7 +1,6 @@
 """The device of this process, and the processes that train one network together.
 
-torchrun starts the processes and passes each its rank in the environment. Only rank 0
-prints and writes.
+torchrun starts the processes and passes each its rank in the environment. Only rank 0 prints and writes.
 """
 
 import os
@@ -36,10 +35,7 @@ def choose_device(name):
 
 
 def setup(device_name):
-    """Initialize the process group, if torchrun started this process, and return its device.
-
-    On CUDA each process uses its own GPU. Raises UserError if there are too few.
-    """
+    """Return this process's device, on CUDA its own GPU; join the group if torchrun started it. Raises UserError."""
     device = choose_device(device_name)
     if not dist.is_torchelastic_launched():
         return device

@@ -1,6 +1,7 @@
 """Files: errors of reading in one line, and atomic writing, whose failure leaves existing files as they were."""
 
 import glob
+import itertools
 import json
 import os
 import secrets
@@ -27,10 +28,9 @@ def reading(path, kind, advice):
 
 @contextmanager
 def atomic_write(path, mode="xb"):
-    """Open a temporary file beside `path` that replaces it when the block succeeds.
+    """Open a temporary file beside `path` that replaces it when the block succeeds; a failure leaves it as it was.
 
-    A failure leaves `path` as it was. Missing folders are created. Raises UserError
-    if the file cannot be written.
+    Missing folders are created. Raises UserError if the file cannot be written.
     """
     path = Path(os.path.realpath(path))  # a symbolic link is followed
     temporary = temporary_path(path)
@@ -85,10 +85,7 @@ def file_identity(path):
 
 
 def check_writable(path):
-    """Raise UserError unless a file can be written at `path`, in a folder that need not exist yet.
-
-    Deletes the temporary files that a killed process left there.
-    """
+    """Raise UserError unless `path` can be written, its folder made if needed; delete what a killed process left."""
     path = Path(os.path.realpath(path))
     if os.path.isdir(path):
         raise UserError(f"{path}: cannot write it (it is a folder); name a file")
@@ -108,20 +105,15 @@ def check_writable(path):
 
 @contextmanager
 def new_file(path):
-    """Yield `path`, with a number added to its name if it exists already, reserved by an empty file.
-
-    A failure removes the file. Raises UserError if it cannot be written.
-    """
-    path, number = Path(path), 2
-    unique = path
-    while True:
+    """Yield `path`, numbered if it exists, reserved by an empty file that a failure removes. Raises UserError."""
+    path = unique = Path(path)
+    for number in itertools.count(2):
         try:
             unique.parent.mkdir(parents=True, exist_ok=True)
             open(unique, "x").close()  # fails if another process was first
             break
         except FileExistsError:
             unique = path.with_name(f"{path.stem}_{number}{path.suffix}")
-            number += 1
         except OSError as error:
             raise UserError(f"{unique}: cannot write it ({error.strerror or error})") from error
     try:
