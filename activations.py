@@ -19,15 +19,6 @@ from utils.distributed import choose_device
 from utils.flags import add_image_flags, add_network_flags, add_output_flags
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("image", metavar="N|FILE", help="index of a test image, counted from 0, or an image file")
-    add_network_flags(parser, "file to load the weights from (the shipped ones)", NETWORKS)
-    add_image_flags(parser, ImageSource(), CLASSES)
-    add_output_flags(parser)
-    return parser.parse_args(argv)
-
-
 def load_image(name, source):
     """Return (an image, uint8 (1, 3, 32, 32), its name), given the index of a test image or an image file."""
     if not name.removeprefix("-").isdecimal():
@@ -39,7 +30,13 @@ def load_image(name, source):
 
 
 def main(argv):
-    args = parse(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("image", metavar="N|FILE", help="index of a test image, counted from 0, or an image file")
+    add_network_flags(parser, "file to load the weights from (the shipped ones)", NETWORKS)
+    add_image_flags(parser, ImageSource(), CLASSES)
+    add_output_flags(parser)
+    args = parser.parse_args(argv)
+
     device, source = choose_device(args.device), ImageSource(args.data, args.category)
     palette = palette_for(args.colors, source) if args.colors else None
     net, checkpoint = load_network(args.checkpoint, args.model, args.kernel, args.num_filters, palette)

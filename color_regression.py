@@ -12,28 +12,13 @@ from data import ImageSource, to_gray, to_rgb
 from models import load_network, new_network
 from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
-from training.loop import TrainingConfig, seed_everything
+from training.loop import TrainingConfig
 from training.run import run_training, run_validation
 from utils import distributed
 from utils.console import run
 from utils.flags import TRAINING_FLAGS, add_action_flags, add_network_flags, add_training_flags, reject_flags
 
 MODEL = "RegressionCNN"
-
-
-def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    config = TrainingConfig(epochs=0)  # without -e: do not train
-    add_action_flags(parser, default="validate; with -e: train")
-    add_network_flags(parser, "file to save the weights to; without -e: to load (the shipped ones)")
-    add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
-    args = parser.parse_args(argv)
-    if args.valid or not args.epochs:
-        mode = "--valid" if args.valid else "validation (training needs --epochs)"
-        reject_flags(parser, args, mode, (*TRAINING_FLAGS, "seed"))
-    else:
-        reject_flags(parser, args, "training", ("json",))
-    return args
 
 
 def gray_copy_error(images):
@@ -43,14 +28,21 @@ def gray_copy_error(images):
 
 
 def main(argv):
-    args = parse(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_action_flags(parser, default="validate; with -e: train")
+    add_network_flags(parser, "file to save the weights to; without -e: to load (the shipped ones)")
+    add_training_flags(parser, TrainingConfig(epochs=0), ImageSource(), CLASSES, AUGMENTATIONS)
+    args = parser.parse_args(argv)
+    trains = args.epochs and not args.valid
+    mode = "training" if trains else "--valid" if args.valid else "validation (training needs --epochs)"
+    reject_flags(parser, args, mode, ["json"] if trains else [*TRAINING_FLAGS, "seed"])
+
     device = distributed.setup(args.device)
     source = ImageSource(args.data, args.category, args.holdout)
-    trains = args.epochs and not args.valid
-    file = args.start_from if trains else args.checkpoint
     network = {"palette": None, "model": MODEL, "kernel": args.kernel, "num_filters": args.num_filters}
-    seed_everything(args.seed)
-    net, checkpoint = new_network(**network) if trains and not file else load_network(file, **network)
+    file = args.start_from if trains else args.checkpoint
+    is_new = trains and not file
+    net, checkpoint = new_network(**network, seed=args.seed) if is_new else load_network(file, **network)
     net.to(device)
     if trains:
         config = TrainingConfig(**{name: vars(args)[name] for name in asdict(TrainingConfig()) if name in args})

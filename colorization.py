@@ -15,7 +15,7 @@ from models import CLASSIFIERS, load_network, new_network
 from pictures.colorize import WORKING_SIZE, colorize_files
 from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
-from training.loop import TrainingConfig, seed_everything
+from training.loop import TrainingConfig
 from training.run import run_training, run_validation
 from utils import distributed, flags
 from utils.checkpoint import COLORS
@@ -66,8 +66,7 @@ def main(argv):
     colors = args.colors or (str(COLORS) if is_new else None)
     palette = palette_for(colors, source, args.seed) if colors else None
     network = {"palette": palette, "model": args.model, "kernel": args.kernel, "num_filters": args.num_filters}
-    seed_everything(args.seed)
-    net, checkpoint = new_network(**network) if is_new else load_network(file, **network)
+    net, checkpoint = new_network(**network, seed=args.seed) if is_new else load_network(file, **network)
     if checkpoint.palette is None:
         raise UserError(f"{file}: a {checkpoint.model} predicts RGB, not palette colors; use color_regression.py")
     net.to(device)

@@ -148,8 +148,7 @@ def unpack_rgb(codes):
 def nearest_color(colors, palette):
     """Return each color's nearest palette color and its distance: uint8 (M,), float64 (M,).
 
-    Ties go to the lower index. Computed exactly, in float64; scipy.cluster.vq.vq returns the same,
-    but takes 0.2 s to import.
+    Ties go to the lower index. Exact, in float64; scipy.cluster.vq.vq returns the same, but takes 0.2 s to import.
     """
     labels, least = np.zeros(len(colors), np.uint8), np.full(len(colors), np.inf)
     red, green, blue = np.ascontiguousarray(colors.T)
@@ -173,8 +172,7 @@ def distinct_colors(images):
 def label_table(images, palette):
     """Return the label of every color code, uint8 (2^24,): the index of the nearest palette color.
 
-    Only the colors that occur in `images`, uint8 (N, 3, H, W), are filled in; for more than
-    MAX_SCANNED_IMAGES, whose scan would take longer, all are.
+    Only colors that occur in `images`, uint8 (N, 3, H, W), are filled in; for over MAX_SCANNED_IMAGES, all (faster).
     """
     table = torch.zeros(1 << 24, dtype=torch.uint8)
     codes = torch.arange(1 << 24) if len(images) > MAX_SCANNED_IMAGES else distinct_colors(images)[0]

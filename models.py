@@ -162,8 +162,9 @@ def create_model(model, kernel, num_filters, num_colors=3):
     return net.to(memory_format=torch.channels_last)  # same results, faster convolutions
 
 
-def new_network(palette, model=None, kernel=None, num_filters=None):
+def new_network(palette, model=None, kernel=None, num_filters=None, seed=0):
     """Return (a new network, its Checkpoint). None selects a default; without a palette it predicts RGB."""
+    torch.manual_seed(seed)
     model, kernel, num_filters = model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS
     net = create_model(model, kernel, num_filters, 3 if palette is None else len(palette))
     return net, Checkpoint(model, kernel, num_filters, palette, net.state_dict())

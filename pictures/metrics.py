@@ -90,8 +90,7 @@ def structural_similarity(pictures, truth):
 def rarity_weights(true_lab):
     """Return a weight for every pixel, (N, H, W), larger where its true color is rarer in ab.
 
-    The inverse of the frequency of the color's bin, smoothed by a Gaussian of 5 units (Zhang et al.
-    2016, equation 4, λ = 0).
+    The inverse of its bin's frequency, smoothed by a Gaussian of 5 units (Zhang et al. 2016, equation 4, λ = 0).
     """
     from scipy.ndimage import gaussian_filter
 

@@ -33,10 +33,9 @@ def contains_cifar10(data_dir):
 
 
 def load_cifar10(data_dir, categories, train):
-    """Return CIFAR-10's training or test images of these classes.
+    """Return CIFAR-10's training or test images of these classes, downloaded if needed. Raises UserError.
 
-    uint8 (N, 3, 32, 32) in the order of the files, and labels int64 (N,), indices into
-    CLASSES. Downloads and unpacks the archive if `data_dir` does not contain it. Raises UserError.
+    uint8 (N, 3, 32, 32) in the order of the files, and labels int64 (N,), indices into CLASSES.
     """
     with local_rank0_first():
         folder = batches_folder(data_dir)
@@ -65,11 +64,10 @@ def read_batch(path):
 def batches_folder(data_dir):
     """Return the folder of CIFAR-10's batches, after downloading and unpacking the archive if needed."""
     folder, archive = Path(data_dir) / FOLDER, Path(data_dir) / ARCHIVE
-    if os.path.isdir(folder):
-        return folder
-    if not os.path.exists(archive):
-        download(URL, archive, SHA256)
-    unpack(archive, folder, SHA256)
+    if not os.path.isdir(folder):
+        if not os.path.exists(archive):
+            download(URL, archive, SHA256)
+        unpack(archive, folder, SHA256)
     return folder
 
 
@@ -82,10 +80,8 @@ def download(url, path, sha256):
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
     except (OSError, http.client.HTTPException, RuntimeError) as error:  # a RuntimeError is a wrong SHA-256
         reason = getattr(error, "reason", error)
-        raise UserError(
-            f"CIFAR-10 is not in {path.parent} and cannot be downloaded ({reason}); put {url} into that folder, "
-            f"or name a folder that contains it with --data, or use --data sample, which needs no download"
-        ) from error
+        hint = f"put {url} there, or name a folder that contains it with --data, or use --data sample"
+        raise UserError(f"CIFAR-10 is not in {path.parent} and cannot be downloaded ({reason}); {hint}") from error
     finally:
         socket.setdefaulttimeout(timeout)
 

@@ -18,7 +18,6 @@ from utils.files import reading
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TGA", "TIFF", "WEBP")  # none runs a program
 MAX_PIXELS = 80_000_000  # of an image, which keeps the process under 2 GB
 MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
-VALIDATION_SHARE = 0.2  # of a folder's images
 
 
 def list_image_files(path):
@@ -33,8 +32,7 @@ def list_image_files(path):
 def read_image(path):
     """Return an image as a viewer shows it: (8-bit RGB, its alpha channel or None).
 
-    Applies the EXIF orientation, takes the first frame, and reduces 16 bits to the upper 8. Raises
-    UserError if Pillow cannot read the file.
+    Applies the EXIF orientation, takes the first frame, and reduces 16 bits to the upper 8. Raises UserError.
     """
     supported = f"{', '.join(FORMATS)} of up to {MAX_PIXELS:,} pixels are supported"
     with reading(path, "picture", supported), Image.open(path, formats=FORMATS) as image:
@@ -69,12 +67,11 @@ def load_square(path):
 def folder_images(folder, train):
     """Return a folder's images to train on or to validate on, uint8 (N, 3, 32, 32).
 
-    One image in five is for validation, always the same ones. Files that cannot be read are reported
-    and skipped. Raises UserError if too few remain.
+    One image in five, always the same, is for validation. Unreadable files are reported and skipped. Raises UserError.
     """
     files = list_image_files(folder)
     order = np.random.default_rng(0).permutation(len(files))
-    count = round(len(files) * VALIDATION_SHARE)
+    count = round(len(files) / 5)
     chosen = np.sort(order[count:] if train else order[:count])
 
     def read(number):

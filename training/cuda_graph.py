@@ -6,9 +6,8 @@ import torch
 class GraphedStep:
     """Trainer.step() captured in a CUDA graph, with the same results.
 
-    For networks this small, Python's overhead leaves a GPU idle. After a few warm-up steps one step
-    is captured, and the graph replays it for every further batch of that size. If the capture
-    fails, a line says so and all steps run as usual.
+    For networks this small, Python's overhead leaves a GPU idle. After a few warm-up steps one is captured and replayed
+    for every further batch of that size. If the capture fails, a line says so and all steps run as usual.
     """
 
     WARMUP_STEPS = 3  # before the capture; libraries choose algorithms and allocate memory in them

@@ -62,8 +62,7 @@ class Trainer:
     def step(self, images, scale=1):
         """Take an optimizer step on uint8 images (N, 3, H, W); return the metrics, (loss, accuracy) or (loss,).
 
-        `scale` multiplies the loss, for a process that has only a part of a batch. Nothing here
-        synchronizes with the device.
+        `scale` multiplies the loss, for a process that has a part of a batch. Nothing here waits for the device.
         """
         images = augment(images, self.config.augment)
         targets = self.dataset.targets(images)
@@ -161,8 +160,7 @@ def epoch_means(metrics, epoch, num_images):
 def class_weights(dataset, uniform=0.5):
     """Return a weight for every palette color, (K,), larger for rarer ones, with mean 1 over the dataset's pixels.
 
-    The weight is the inverse of the color's frequency mixed with the uniform distribution (Zhang
-    et al. 2016, equation 4, λ = `uniform`; a palette needs no smoothing over bins).
+    The inverse of the frequency mixed with the uniform distribution (Zhang et al. 2016, equation 4, λ = `uniform`).
     """
     num_colors = len(dataset.palette)
     parts = subsample(dataset.images).split(1000)
@@ -180,16 +178,11 @@ def choose_precision(name, device):
     """
     on_cuda = device.type == "cuda"
     if on_cuda:
+        torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.conv.fp32_precision = "ieee" if name == "fp32" else "tf32"
     if name == "auto":
         name = "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return torch.bfloat16 if name == "bf16" else torch.float32
-
-
-def seed_everything(seed):
-    """Seed PyTorch's random numbers, and make cuDNN use deterministic convolutions."""
-    torch.backends.cudnn.deterministic = True
-    torch.manual_seed(seed)
 
 
 def derive_seed(*parts):
@@ -200,8 +193,7 @@ def derive_seed(*parts):
 def tune_malloc():
     """Make glibc keep freed memory for the next tensors.
 
-    By default it returns large blocks to the system and maps them again at every step, which takes
-    a seventh of the time at batch size 100. Has no effect with other C libraries.
+    By default it maps large blocks again at every step, a seventh of the time at batch size 100. Elsewhere no effect.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -54,8 +54,7 @@ def one_cycle(progress, warmup=0.3, start=1 / 25):
 def update_average(averaged_model, model, steps):
     """Move the averaged parameters and batch-norm statistics toward the latest, of step `steps`, a 0-d tensor.
 
-    Polynomial-decay averaging (Shamir and Zhang 2013, section 4, η = 8): the average
-    covers about the last ninth of all steps, however many there are.
+    Polynomial-decay averaging (Shamir and Zhang 2013, section 4, η = 8): covers about the last ninth of all steps.
     """
     weight = 9 / (9 + steps)
     tensors = (chain(net.parameters(), net.buffers()) for net in (averaged_model, model))

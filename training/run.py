@@ -32,8 +32,7 @@ NUM_SAMPLES = 10  # images in a sample picture
 class RunLog:
     """Writes a run's files after every epoch; `history` is the list of the epochs' metrics.
 
-    The files: the weights of the last and of the best epoch, the history (.csv), what it takes to repeat (.json)
-    and to resume the run (.state).
+    The files: weights of the last and the best epoch, history (.csv), what it takes to repeat (.json) and resume (.state).
     """
 
     def __init__(self, checkpoint, path, out_dir, inputs):
@@ -89,12 +88,10 @@ class RunLog:
         return history, content["trainer"]
 
 
-def run_training(
-    net, checkpoint, source, config, out_dir, path=None, start_from=None, inputs=(), resume=False, plot=False
-):
+def run_training(net, checkpoint, source, config, out_dir, path, start_from, resume, plot, inputs=()):
     """Train a network, and write its weights, metrics and pictures.
 
-    The weights go to `path`, by default a file in `out_dir` named after the network. `start_from` is the
+    The weights go to `path`; None means a file in `out_dir` named after the network. `start_from` is the
     file that the network's weights came from, if any; `inputs` are other files that were read. `resume`
     continues the interrupted run with the same arguments; `plot` draws samples after every epoch. Raises UserError.
     """

@@ -66,27 +66,25 @@ def read_torch_file(path, kind):
 def check_torch_file(raw):
     """Return the bytes of a file of torch.save's as a stream that is safe to load. Raises some exception.
 
-    torch.load(weights_only=True) runs no code that a file names, but a small file can make it fill the
-    memory or run forever.
+    torch.load(weights_only=True) runs no code that a file names, but a small file can fill the memory or run forever.
     """
-    checked = io.BytesIO(raw)
+    stream = io.BytesIO(raw)
     if raw[:4] != b"PK\3\4":  # the format before PyTorch 1.6, that of the handout: five pickles, then the storages
         for _ in range(5):
-            unpickle(checked)
-        checked.seek(0)
-        return checked
-    source, checked = zipfile.ZipFile(checked), io.BytesIO()
-    parts = source.infolist()
-    if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > len(raw):
-        raise ValueError("its parts claim to be larger than the file")  # torch.save does not compress
-    with zipfile.ZipFile(checked, "w") as target:  # written again, so that PyTorch reads the parts checked here
-        for part in parts:
-            content = source.read(part)
-            if part.filename.endswith("data.pkl"):
-                unpickle(io.BytesIO(content))
-            target.writestr(part.filename, content)
-    checked.seek(0)
-    return checked
+            unpickle(stream)
+    else:
+        source, stream = zipfile.ZipFile(stream), io.BytesIO()
+        parts = source.infolist()
+        if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > len(raw):
+            raise ValueError("its parts claim to be larger than the file")  # torch.save does not compress
+        with zipfile.ZipFile(stream, "w") as target:  # written again, so that PyTorch reads the parts checked here
+            for part in parts:
+                content = source.read(part)
+                if part.filename.endswith("data.pkl"):
+                    unpickle(io.BytesIO(content))
+                target.writestr(part.filename, content)
+    stream.seek(0)
+    return stream
 
 
 def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=None):

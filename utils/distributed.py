@@ -28,7 +28,7 @@ def choose_device(name):
     if device.type == "cuda":
         if (device.index or 0) >= torch.cuda.device_count():
             raise UserError(
-                f"--device {name}: no such GPU on this machine; leave the flag out, or start fewer processes"
+                f"--device {name}: no such GPU on this machine; leave the flag out or start fewer processes"
             )
         torch.cuda.set_device(device.index or 0)  # the one of streams and graphs
     return device
