@@ -37,7 +37,7 @@ def main(argv):
     mode = "training" if trains else "--valid" if args.valid else "validation (training needs --epochs)"
     reject_flags(parser, args, mode, ["json"] if trains else [*TRAINING_FLAGS, "seed"])
 
-    device = distributed.setup(args.device)
+    device = distributed.setup(args.device, several=trains)
     source = ImageSource(args.data, args.category, args.holdout)
     network = {"palette": None, "model": MODEL, "kernel": args.kernel, "num_filters": args.num_filters}
     file = args.start_from if trains else args.checkpoint
@@ -49,7 +49,6 @@ def main(argv):
         files = {"path": args.checkpoint, "start_from": args.start_from}
         run_training(net, checkpoint, source, config, args.out_dir, **files, resume=args.resume, plot=args.plot)
     else:
-        distributed.require_single_process("validation")
         run_validation(net, checkpoint, source, args.out_dir, json_path=args.json, inputs=[args.checkpoint])
     print(f"copying the gray input to R, G and B: {gray_copy_error(source.validation_images()):.6f}")
     distributed.cleanup()

@@ -56,11 +56,9 @@ def parse(argv):
 
 def main(argv):
     args = parse(argv)
-    device = distributed.setup(args.device)
-    source = ImageSource(args.data, args.category, args.holdout)
     trains = not args.colorize and not args.valid
-    if not trains:
-        distributed.require_single_process("--colorize" if args.colorize else "--valid")
+    device = distributed.setup(args.device, several=trains)
+    source = ImageSource(args.data, args.category, args.holdout)
     file = args.start_from if trains else args.checkpoint  # None: the shipped weights; in training, new ones
     is_new = trains and not file
     colors = args.colors or (str(COLORS) if is_new else None)

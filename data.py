@@ -123,9 +123,6 @@ class ImageDataset:
         self.palette = palette
         self.table = None if palette is None else label_table(images, palette)
 
-    def __len__(self):
-        return len(self.images)
-
     def targets(self, images):
         """Return the targets of such images: labels uint8 (N, H, W), or RGB float32 (N, 3, H, W) in [0, 1)."""
         if self.palette is None:

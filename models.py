@@ -42,8 +42,7 @@ class MyConv2d(nn.Module):
     def forward(self, x, extra=None):
         """Convolve x, or x and `extra` concatenated along the channels.
 
-        The result is that of torch.cat([x, extra], 1), computed as a sum of two convolutions. This
-        makes a UNet's training step 7 % faster: CPUs are slow with 25 channels, fast with 24 and 1.
+        Two convolutions make a UNet's step 7 % faster than torch.cat: 25 channels are slow on CPUs, 24 and 1 are fast.
         """
         settings = {"padding": self.padding, "dilation": self.dilation + 1}
         if extra is None:
@@ -76,8 +75,7 @@ def conv_block(conv):
 def up_block(conv):
     """A stage that doubles the size: convolution, batch norm, ReLU, nearest upsampling.
 
-    The handout upsamples before batch norm. The output is the same, for four times the work:
-    repeating every pixel four times changes neither the mean nor the variance of a batch.
+    The handout upsamples before batch norm, for four times the work: repeated pixels have the same mean and variance.
     """
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(), nn.Upsample(scale_factor=2))
 

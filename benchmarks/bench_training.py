@@ -92,7 +92,7 @@ def our_loop(images, palette, device, num_filters=32, batch_size=100):
     tune_malloc()
 
     def epoch(steps=None):
-        order = torch.randint(len(dataset), (steps * batch_size,)) if steps else torch.randperm(len(dataset))
+        order = torch.randint(len(images), (steps * batch_size,)) if steps else torch.randperm(len(images))
         for batch in order.to(dataset.images.device).split(batch_size):
             metrics = step(dataset.images[batch].to(device))
         return metrics.tolist()  # waits for the device

@@ -48,9 +48,8 @@ def apply_chroma(colors, gray):
 def chroma_error(logits, palette, images, temperature):
     """Return the mean squared error of the annealed mean's chroma, over RGB in [0, 1), as a loss.
 
-    (N, K, H, W), (K, 3) and uint8 images (N, 3, H, W) -> (). It equals the error of
-    decode_annealed_mean() where no value is scaled down, since the gray is given. The target is
-    slightly more vivid than the truth, because least squares alone gives pale colors.
+    (N, K, H, W), (K, 3) and uint8 images (N, 3, H, W) -> (). It equals decode_annealed_mean()'s where no value is
+    scaled down. The target is slightly more vivid than the truth, because least squares alone gives pale colors.
     """
     predicted = annealed_mean(logits, palette, temperature)
     target = to_rgb(images.permute(0, 2, 3, 1))

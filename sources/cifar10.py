@@ -87,7 +87,7 @@ def download(url, path, sha256):
 
 
 def unpack(archive, folder, sha256):
-    """Unpack an archive's CIFAR-10 batches, nothing else, into `folder`, which appears once complete. Raises UserError."""
+    """Unpack only the batches of CIFAR-10's archive into `folder`, which appears when complete. Raises UserError."""
     names = [f"{FOLDER}/{name}" for name in TRAIN_FILES + TEST_FILES]
     with reading(archive, "copy of CIFAR-10's archive", "make sure there is room, or delete it to download it again"):
         with open(archive, "rb") as file:

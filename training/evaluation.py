@@ -46,7 +46,7 @@ def evaluate(net, dataset, batch_size=None, look=lambda *batch: None):
         targets, outputs = dataset.targets(images), predict(net, to_gray(images))
         sums += len(images) * batch_metrics(outputs, targets)
         look(images, targets, outputs)
-    return dict(zip(METRICS, (distributed.all_reduce_sum(sums) / len(dataset)).tolist()))
+    return dict(zip(METRICS, (distributed.all_reduce_sum(sums) / len(dataset.images)).tolist()))
 
 
 def format_metrics(loss, accuracy=None):

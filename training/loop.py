@@ -41,8 +41,7 @@ class TrainingConfig:
 class Trainer:
     """A network in training: the optimizer updates `model`; `averaged_model` is the average of its weights over steps.
 
-    Several processes average their gradients. Batch norm then uses the statistics of the whole batch
-    on CUDA, and those of each process's part on the CPU.
+    Several processes average their gradients. Batch norm uses the whole batch's statistics on CUDA, each one's on CPUs.
     """
 
     def __init__(self, net, dataset, config):

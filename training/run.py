@@ -32,7 +32,7 @@ NUM_SAMPLES = 10  # images in a sample picture
 class RunLog:
     """Writes a run's files after every epoch; `history` is the list of the epochs' metrics.
 
-    The files: weights of the last and the best epoch, history (.csv), what it takes to repeat (.json) and resume (.state).
+    Files: the weights of the last and best epoch, the history (.csv), what it takes to repeat (.json), resume (.state).
     """
 
     def __init__(self, checkpoint, path, out_dir, inputs):
@@ -100,8 +100,8 @@ def run_training(net, checkpoint, source, config, out_dir, path, start_from, res
     log = RunLog(replace(checkpoint, data=str(source)), path, out_dir, (start_from, source.path, *inputs))
     dataset = ImageDataset(source.training_images(), checkpoint.palette, device)
     valid = ImageDataset(source.validation_images(), checkpoint.palette, device)
-    if config.batch_size > len(dataset):
-        raise UserError(f"--batch-size {config.batch_size}: there are only {len(dataset):,} training images")
+    if config.batch_size > len(dataset.images):
+        raise UserError(f"--batch-size {config.batch_size}: there are only {len(dataset.images):,} training images")
     if config.batch_size < distributed.world_size():
         raise UserError(f"--batch-size {config.batch_size}: fewer images than the {distributed.world_size()} processes")
     log.settings = run_settings(checkpoint, source, config, start_from, dataset)
@@ -109,7 +109,7 @@ def run_training(net, checkpoint, source, config, out_dir, path, start_from, res
     if resume:
         resume_training(trainer, log)
     several = f" in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
-    counts = f"{len(dataset):,} training and {len(valid):,} validation images"
+    counts = f"{len(dataset.images):,} training and {len(valid.images):,} validation images"
     print(f"{checkpoint}\n{counts} of {source}, on {device}{several}", flush=True)
     try:
         for row in train(trainer, valid, epochs_done=len(log.history)):
@@ -145,7 +145,7 @@ def run_validation(net, checkpoint, source, out_dir, temperature=TEMPERATURE, js
     batches, settings = [], (checkpoint.palette, temperature)
     metrics = evaluate(net, valid, look=lambda *batch: batches.append(comparison_rows(*batch, *settings)))
     rows = {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
-    print(f"{checkpoint}\n{len(valid):,} images of {source}: {format_metrics(**metrics)}")
+    print(f"{checkpoint}\n{len(valid.images):,} images of {source}: {format_metrics(**metrics)}")
     samples = {label: row[:NUM_SAMPLES] for label, row in rows.items()}
     save_image_grid(path, f"{checkpoint.model}, {source}: {format_metrics(**metrics)}", samples)
     print(f"saved {path}")

@@ -34,23 +34,19 @@ def choose_device(name):
     return device
 
 
-def setup(device_name):
+def setup(device_name, several=True):
     """Return this process's device, on CUDA its own GPU; join the group if torchrun started it. Raises UserError."""
     device = choose_device(device_name)
     if not dist.is_torchelastic_launched():
         return device
+    if not several:
+        raise UserError("only training takes several processes; start this with python, not torchrun")
     if device.type == "cuda":
         device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     if rank():  # rank 0 prints for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, stays open as long as the process runs
     return device
-
-
-def require_single_process(action):
-    """Raise UserError if `action`, which needs a single process, was started in several."""
-    if world_size() > 1:
-        raise UserError(f"{action} takes one process; start it with python, not torchrun")
 
 
 def cleanup():

@@ -12,7 +12,6 @@ from pathlib import Path
 from utils.console import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
-HOUR = 3600  # seconds
 
 
 @contextmanager
@@ -61,10 +60,7 @@ def write_json(path, content):
 
 
 def check_targets(targets, inputs=()):
-    """Raise UserError unless the files `targets` can be written, and replace neither each other nor an input.
-
-    `inputs` are the files and folders that are read; what is None or does not exist is ignored.
-    """
+    """Raise UserError unless all `targets` can be written, replacing neither each other nor `inputs`, files or None."""
     seen = {file_identity(given): given for given in inputs if given and os.path.exists(given)}
     for target in targets:
         check_writable(target)
@@ -95,10 +91,9 @@ def check_writable(path):
         open(trial, "xb").close()
         trial.unlink()
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-            if time.time() - leftover.stat().st_mtime > HOUR:  # no process is still writing it
-                leftover.unlink(missing_ok=True)
-    except FileNotFoundError:
-        pass  # another process has deleted the leftover
+            with suppress(FileNotFoundError):  # another process may delete it first
+                if time.time() - leftover.stat().st_mtime > 3600:  # an hour: no process is still writing it
+                    leftover.unlink()
     except OSError as error:
         raise UserError(f"{path}: cannot write it ({error.strerror or error})") from error
 

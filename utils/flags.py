@@ -9,22 +9,17 @@ TRAINING_FLAGS = ("epochs", "batch_size", "learning_rate", "augment", "precision
 TRAINING_FLAGS += ("rebalance", "picture_weight")  # of the classifiers
 
 
-def in_range(kind, low, high):
-    """Return an argparse type: a `kind` (int or float) from `low` to `high`."""
+def add_number(group, *names, low, high, text, default=None, metavar="N", **more):
+    """Add a flag that takes a number from `low` to `high`, of the default's type; without a default, an integer."""
 
-    def number(text):  # argparse calls it by this name
-        value = kind(text)
+    def number(word):  # argparse calls it by this name
+        value = int(word) if default is None else type(default)(word)
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{word!r} is not a number from {low} to {high}")
         return value
 
-    return number
-
-
-def add_number(group, *names, default, low, high, text, metavar="N", **more):
-    """Add a flag that takes a number of the default's type, from `low` to `high`; its help ends with the default."""
-    kind = in_range(type(default), low, high)
-    group.add_argument(*names, type=kind, default=default, metavar=metavar, help=f"{text} (%(default)s)", **more)
+    text += "" if default is None else " (%(default)s)"
+    group.add_argument(*names, type=number, default=default, metavar=metavar, help=text, **more)
 
 
 def reject_flags(parser, args, mode, useless):
@@ -51,10 +46,10 @@ def add_network_flags(parser, checkpoint_help, models=None):
     if models:
         group.add_argument("-m", "--model", choices=models, help=f"the network ({MODEL})")
         group.add_argument("-c", "--colors", metavar="K|FILE", help=f"number of colors, or a palette file ({COLORS})")
-    odd, count = range(1, 16, 2), in_range(int, 1, 1024)
+    odd = range(1, 16, 2)
     group.add_argument("-k", "--kernel", type=int, choices=odd, metavar="N", help=f"filter size, odd ({KERNEL})")
     text = f"filters of the first stage ({NUM_FILTERS})"
-    group.add_argument("-f", "--num-filters", "--num_filters", type=count, metavar="N", help=text)
+    add_number(group, "-f", "--num-filters", "--num_filters", low=1, high=1024, text=text)
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help=checkpoint_help)
 
 
