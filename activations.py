@@ -19,18 +19,6 @@ from utils.distributed import choose_device
 from utils.flags import add_image_flags, add_network_flags, add_output_flags, reject_flags
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("image", metavar="N|FILE", help="index of a test image, counted from 0, or an image file")
-    add_network_flags(parser, "file to load the weights from (the shipped ones)", NETWORKS)
-    add_image_flags(parser, ImageSource(), CLASSES)
-    add_output_flags(parser)
-    args = parser.parse_args(argv)
-    if not is_number(args.image) and not (args.colors or "").isdecimal():
-        reject_flags(parser, vars(args), "an image file", ("data", "category"))
-    return args
-
-
 def is_number(name):
     """Return whether a string is an integer."""
     return name.removeprefix("-").isdecimal()
@@ -47,7 +35,15 @@ def load_image(name, source):
 
 
 def main(argv):
-    args = parse(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("image", metavar="N|FILE", help="index of a test image, counted from 0, or an image file")
+    add_network_flags(parser, "file to load the weights from (the shipped ones)", NETWORKS)
+    add_image_flags(parser, ImageSource(), CLASSES)
+    add_output_flags(parser)
+    args = parser.parse_args(argv)
+    if not is_number(args.image) and not (args.colors or "").isdecimal():
+        reject_flags(parser, args, "an image file", ["data", "category"])
+
     device, source = choose_device(args.device), ImageSource(args.data, args.category)
     palette = palette_for(args.colors, source) if args.colors else None
     net, checkpoint = load_network(args.checkpoint, args.model, args.kernel, args.num_filters, palette)

@@ -8,13 +8,11 @@ python color_regression.py --data sample -e 3   train it on two photographs, off
 import argparse
 from dataclasses import asdict
 
-import torch.nn.functional as F
-
 from data import ImageSource, to_gray, to_rgb
 from models import load_network, new_network, pretrained_path
 from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
-from training.loop import TrainingConfig, seed_everything
+from training.loop import TrainingConfig
 from training.run import run_training, run_validation
 from utils import distributed
 from utils.console import run
@@ -23,44 +21,35 @@ from utils.flags import TRAINING_FLAGS, add_action_flags, add_network_flags, add
 MODEL = "RegressionCNN"
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    config = TrainingConfig(epochs=0)  # without -e: do not train
-    add_action_flags(parser, default="validate; with -e: train")
-    add_network_flags(parser, "file to save the weights to; without -e: to load (the shipped ones)")
-    add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
-    args = parser.parse_args(argv)
-    if args.valid or not args.epochs:
-        mode, useless = ("--valid", "epochs") if args.valid else ("validation (training needs --epochs)", "valid")
-        reject_flags(parser, vars(args), mode, (*TRAINING_FLAGS, "seed", useless))
-    else:
-        reject_flags(parser, vars(args), "training", ("json",))
-    return args
-
-
 def gray_copy_error(images):
     """Return the mean squared error of the trivial prediction: the gray input copied to R, G and B."""
-    parts = images.split(1000)
-    errors = [F.mse_loss(to_gray(part).expand(-1, 3, -1, -1), to_rgb(part)) for part in parts]
-    return sum(len(part) * error.item() for part, error in zip(parts, errors)) / len(images)
+    errors = ((to_rgb(part) - to_gray(part)).square().sum().item() for part in images.split(1000))
+    return sum(errors) / images.numel()
 
 
 def main(argv):
-    args = parse(argv)
-    device = distributed.setup(args.device)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_action_flags(parser, default="validate; with -e: train")
+    add_network_flags(parser, "file to save the weights to; without -e: to load (the shipped ones)")
+    add_training_flags(parser, TrainingConfig(epochs=0), ImageSource(), CLASSES, AUGMENTATIONS)
+    args = parser.parse_args(argv)
+    trains = args.epochs and not args.valid
+    mode = "training" if trains else "--valid" if args.valid else "validation (training needs --epochs)"
+    reject_flags(parser, args, mode, ["json"] if trains else [*TRAINING_FLAGS, "seed"])
+
+    device = distributed.setup(args.device, several=trains)
     source = ImageSource(args.data, args.category, args.holdout)
     network = {"model": MODEL, "kernel": args.kernel, "num_filters": args.num_filters}
-    config = TrainingConfig(**{name: vars(args)[name] for name in asdict(TrainingConfig()) if name in args})
-    if args.valid or not args.epochs:
-        distributed.require_single_process("validation")
-        path = args.checkpoint or pretrained_path(**network)
-        net, checkpoint = load_network(path, **network)
-        run_validation(net.to(device), checkpoint, source, args.out_dir, config.temperature, args.json, [path])
+    file = args.start_from if trains else args.checkpoint or pretrained_path(**network)
+    is_new = trains and not file
+    net, checkpoint = new_network(None, **network, seed=args.seed) if is_new else load_network(file, **network)
+    net.to(device)
+    if trains:
+        config = TrainingConfig(**{name: vars(args)[name] for name in asdict(TrainingConfig()) if name in args})
+        files = {"path": args.checkpoint, "start_from": args.start_from}
+        run_training(net, checkpoint, source, config, args.out_dir, **files, resume=args.resume, plot=args.plot)
     else:
-        seed_everything(config.seed)
-        net, checkpoint = load_network(args.start_from, **network) if args.start_from else new_network(None, **network)
-        files = {"out_dir": args.out_dir, "path": args.checkpoint, "start_from": args.start_from}
-        run_training(net.to(device), checkpoint, source, config, **files, resume=args.resume, plot=args.plot)
+        run_validation(net, checkpoint, source, args.out_dir, json_path=args.json, inputs=[file])
     print(f"copying the gray input to R, G and B: {gray_copy_error(source.validation_images()):.6f}")
     distributed.cleanup()
 

@@ -1,8 +1,7 @@
 """Images to learn from, their gray, which is the network's input, and the palette of colors it predicts.
 
-Conventions, those of the course: images are uint8 tensors (N, 3, 32, 32); pixel values
-are byte / 256; gray is the mean of R, G and B; a pixel's label is its nearest palette
-color in RGB.
+Conventions, those of the course: images are uint8 tensors (N, 3, 32, 32); pixel values are byte / 256; gray is
+the mean of R, G and B; a pixel's label is its nearest palette color in RGB.
 
     python data.py --colors 24      fits a palette to all training pixels
 """
@@ -11,7 +10,7 @@ import argparse
 import io
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from sources.cifar10 import CLASSES, FOLDER, contains_cifar10, load_cifar10
 from sources.image_files import array_images, folder_images, sample_images
 from utils.checkpoint import COLORS, check_palette
 from utils.console import UserError, run
-from utils.files import PROJECT, atomic_write, check_targets
+from utils.files import PROJECT, atomic_write, check_targets, reading
 from utils.flags import add_image_flags, add_number
 from utils.unpickling import unpickle
 
@@ -35,9 +34,6 @@ class ImageSource:
     name: str = "cifar10"  # or "sample", a folder of images or of CIFAR-10, or an .npy file
     category: str = "horse"  # of CIFAR-10, or "all"
     holdout: int = 0  # training images of each class to validate on, instead of the test images
-    folder: Path = field(  # where "cifar10" is, and is downloaded to
-        default_factory=lambda: Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10")
-    )
 
     @property
     def path(self):
@@ -50,7 +46,7 @@ class ImageSource:
     def cifar10_folder(self):
         """The folder of CIFAR-10, or None for another source."""
         if self.name == "cifar10":
-            return self.folder.expanduser()
+            return Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10").expanduser()
         return Path(self.name) if self.name != "sample" and contains_cifar10(self.name) else None
 
     def training_images(self):
@@ -88,8 +84,7 @@ class ImageSource:
 def hold_out(images, labels, count):
     """Split images into (the rest, those held out), with `count` images of every class held out.
 
-    The choice does not depend on the training seed. From more than MAX_SCANNED_IMAGES, which may
-    not fit into memory, the last `count` are held out. Raises UserError.
+    The seed does not matter. From more than MAX_SCANNED_IMAGES, the last `count` are held out. Raises UserError.
     """
     if count >= len(images):
         raise UserError(f"--holdout {count}: there are only {len(images):,} training images")
@@ -128,9 +123,9 @@ class ImageDataset:
 
     def __init__(self, images, palette, device):
         self.palette = palette
-        self.quantizer = None if palette is None else Quantizer(images, palette)
-        if self.quantizer and len(images) <= MAX_SCANNED_IMAGES:
-            labels = torch.cat([self.quantizer(part) for part in images.split(4096)])
+        self.table = None if palette is None else label_table(images, palette)
+        if palette is not None and len(images) <= MAX_SCANNED_IMAGES:
+            labels = torch.cat([self.targets(part) for part in images.split(4096)])
             images = torch.cat([images, labels[:, None]], 1)
         fits = device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
         self.pixels = images.to(device) if fits else images
@@ -150,7 +145,10 @@ class ImageDataset:
 
     def targets(self, images):
         """Return the targets of such images: labels uint8 (N, H, W), or RGB float32 (N, 3, H, W) in [0, 1)."""
-        return to_rgb(images) if self.quantizer is None else self.quantizer(images)
+        if self.palette is None:
+            return to_rgb(images)
+        self.table = self.table.to(images.device)
+        return self.table[pack_rgb(images)]
 
 
 def pack_rgb(images):
@@ -167,53 +165,37 @@ def unpack_rgb(codes):
 def nearest_color(colors, palette):
     """Return each color's nearest palette color and its distance: uint8 (M,), float64 (M,).
 
-    Ties go to the lower index. Computed exactly, in float64; scipy.cluster.vq.vq returns the same,
-    but takes 0.2 s to import.
+    Ties go to the lower index. Exact, in float64; scipy.cluster.vq.vq returns the same, but takes 0.2 s to import.
     """
-    labels, distances = np.zeros(len(colors), np.uint8), np.full(len(colors), np.inf)
-    for start in range(0, len(colors), 1 << 13):  # chunks that fit into the CPU's cache
-        part = slice(start, start + (1 << 13))
-        red, green, blue = np.ascontiguousarray(colors[part].T)
-        nearest, least = labels[part], distances[part]
-        for label, (r, g, b) in enumerate(palette):
-            square = (red - r) ** 2 + (green - g) ** 2 + (blue - b) ** 2
-            np.copyto(nearest, label, where=square < least)
-            np.minimum(least, square, out=least)
-    return labels, np.sqrt(distances)
+    labels, least = np.zeros(len(colors), np.uint8), np.full(len(colors), np.inf)
+    red, green, blue = np.ascontiguousarray(colors.T)
+    for label, (r, g, b) in enumerate(palette):
+        square = (red - r) ** 2 + (green - g) ** 2 + (blue - b) ** 2
+        np.copyto(labels, label, where=square < least)
+        np.minimum(least, square, out=least)
+    return labels, np.sqrt(least)
 
 
 def distinct_colors(images):
-    """Return the distinct colors, (M, 3) float64, byte / 256, and how often each occurs, (M,)."""
+    """Return the codes of the distinct colors, int64 (M,), and how often each occurs, int32 (M,)."""
     counts = torch.zeros(1 << 24, dtype=torch.int32)
     for part in images.split(4096):
-        codes = pack_rgb(part).flatten()
+        codes = pack_rgb(part).flatten().cpu()
         counts.index_add_(0, codes, torch.ones_like(codes))
     codes = counts.nonzero()[:, 0]
-    return unpack_rgb(codes.numpy()), counts[codes].numpy()
+    return codes, counts[codes]
 
 
-class Quantizer:
-    """Maps every pixel to its nearest palette color, by a lookup table of all 2^24 colors.
+def label_table(images, palette):
+    """Return the label of every color code, uint8 (2^24,): the index of the nearest palette color.
 
-    Only the colors that occur in `images`, uint8 (N, 3, H, W), are filled in; for more than
-    MAX_SCANNED_IMAGES, whose scan would take longer, all are. The table moves to the images' device.
+    Only colors that occur in `images`, uint8 (N, 3, H, W), are filled in; for over MAX_SCANNED_IMAGES, all (faster).
     """
-
-    def __init__(self, images, palette):
-        table = torch.zeros(1 << 24, dtype=torch.uint8)
-        if len(images) > MAX_SCANNED_IMAGES:
-            table.fill_(1)
-        else:
-            for part in images.split(4096):
-                table[pack_rgb(part).cpu()] = 1
-        for codes in table.nonzero()[:, 0].split(1 << 20):
-            table[codes] = torch.from_numpy(nearest_color(unpack_rgb(codes.numpy()), palette)[0])
-        self.table = table
-
-    def __call__(self, images):
-        """Return the label of every pixel: uint8 (N, 3, H, W) -> uint8 (N, H, W)."""
-        self.table = self.table.to(images.device)
-        return self.table[pack_rgb(images)]
+    table = torch.zeros(1 << 24, dtype=torch.uint8)
+    codes = torch.arange(1 << 24) if len(images) > MAX_SCANNED_IMAGES else distinct_colors(images)[0]
+    for part in codes.split(1 << 13):  # chunks that fit into the CPU's cache
+        table[part] = torch.from_numpy(nearest_color(unpack_rgb(part.numpy()), palette)[0])
+    return table
 
 
 def fit_palette(images, num_colors, seed=0):
@@ -224,37 +206,27 @@ def fit_palette(images, num_colors, seed=0):
     from sklearn.cluster import KMeans  # slow to import, and seldom needed
     from threadpoolctl import threadpool_limits
 
-    colors, counts = distinct_colors(images)
+    codes, counts = distinct_colors(images)
+    colors = unpack_rgb(codes.numpy())
     if len(colors) < num_colors:
         raise UserError(f"--colors {num_colors}: the images have only {len(colors)} different colors; ask for fewer")
     with threadpool_limits(1, "openmp"):  # threads sum in varying order, so rounding would differ
         kmeans = KMeans(num_colors, random_state=seed, n_init=1, max_iter=300, tol=1e-5)
-        palette = kmeans.fit(colors, sample_weight=counts).cluster_centers_
+        palette = kmeans.fit(colors, sample_weight=counts.numpy()).cluster_centers_
     palette = palette[np.argsort(palette.sum(1), kind="stable")]
-    return palette, np.average(nearest_color(colors, palette)[1], weights=counts)
+    return palette, np.average(nearest_color(colors, palette)[1], weights=counts.numpy())
 
 
 def load_palette(path):
     """Read a palette file: (K, 3) float64, byte / 256.
 
-    Accepts a plain .npy array and the handout's format, an object array pickled by Python 2:
-    [palette, distortion]. Raises UserError for anything else.
+    Raises UserError unless it is a plain .npy array, or the handout's [palette, distortion], pickled by Python 2.
     """
-    try:
+    with reading(path, "palette", "fit one with: python data.py --colors 24"):
         content = Path(path).read_bytes()
-        if b"'|O'" in content[:128]:
-            stream = io.BytesIO(content)
-            np.lib.format.read_magic(stream)
-            np.lib.format.read_array_header_1_0(stream)
-            palette = unpickle(stream).array()[0].array()
-        else:
-            palette = np.load(io.BytesIO(content), allow_pickle=False)
-        return check_palette(palette)
-    except OSError as error:
-        hint = "fit one with: python data.py --colors 24"
-        raise UserError(f"{path}: cannot read the palette ({error.strerror}); {hint}") from error
-    except Exception as error:  # a broken file may raise anything, even MemoryError
-        raise UserError(f"{path}: not a palette ({error}); fit one with: python data.py --colors 24") from error
+        if b"'|O'" in content[:128]:  # the header, whose line the pickle follows
+            return check_palette(unpickle(io.BytesIO(content.partition(b"\n")[2])).array[0].array)
+        return check_palette(np.load(io.BytesIO(content), allow_pickle=False))
 
 
 def palette_path(num_colors, category):

@@ -29,7 +29,7 @@ from torch import nn
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from data import ImageDataset, ImageSource, Quantizer, load_palette, palette_path, to_gray
+from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray
 from models import UNet, create_model
 from training.evaluation import evaluate
 from training.loop import Trainer, TrainingConfig, choose_step, tune_malloc
@@ -72,7 +72,7 @@ def plain_loop(images, palette, device):
     """Return a function that trains the plain loop's network for one epoch and returns it."""
     net = PlainUNet(3, 32, len(palette)).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.001)
-    gray, labels = to_gray(images).to(device), Quantizer(images, palette)(images).to(device).long()
+    gray, labels = to_gray(images).to(device), ImageDataset(images, palette, device).targets(images).to(device).long()
 
     def epoch():
         plain_epoch(net, optimizer, gray, labels)

@@ -60,16 +60,12 @@ def colorize_full_size(chroma, image):
 
 
 def save_image(folder, source, image, alpha):
-    """Write a colored image under a new name derived from its source's; return the path.
-
-    A JPEG without transparency stays a JPEG; everything else becomes a PNG.
-    """
-    if source.suffix.lower() in (".jpg", ".jpeg") and alpha is None:
-        path, settings = folder / f"{source.stem}_colored.jpg", {"format": "JPEG", "quality": 93}
-    else:
-        path, settings = folder / f"{source.stem}_colored.png", {"format": "PNG", "compress_level": 1}
+    """Write a colored image under a new name, as JPEG if its source is one without transparency, else as PNG."""
+    as_jpeg = source.suffix.lower() in (".jpg", ".jpeg") and alpha is None
+    settings = {"format": "JPEG", "quality": 93} if as_jpeg else {"format": "PNG", "compress_level": 1}
     if alpha is not None:
         image.putalpha(alpha)
+    path = folder / f"{source.stem}_colored.{'jpg' if as_jpeg else 'png'}"
     with new_file(path) as unique, atomic_write(unique) as file:
         image.save(file, **settings)
     return unique
@@ -94,8 +90,7 @@ def colorize_files(paths, folder, net, palette, working_size=WORKING_SIZE, tempe
     Files that cannot be read are reported and skipped; a UserError at the end says how many.
     """
     files = [file for path in paths for file in list_image_files(path) if file == path or not is_result(file, folder)]
-    sheet = {"before": [], "gray": [], "after": []}
-    failed = 0
+    pairs, failed = [], 0
     for file in tqdm(files, unit="image", leave=False, disable=None):
         try:
             image, alpha = read_image(file)
@@ -105,13 +100,13 @@ def colorize_files(paths, folder, net, palette, working_size=WORKING_SIZE, tempe
             failed += 1
             tqdm.write(str(error), file=sys.stderr)
             continue
-        if len(sheet["before"]) < SHEET:
-            before, after = thumbnail(image), thumbnail(colored)
-            for row, picture in zip(sheet.values(), (before, before.mean(0, keepdim=True), after)):
-                row.append(picture)
-    if sheet["before"]:
+        if len(pairs) < SHEET:
+            pairs.append((thumbnail(image), thumbnail(colored)))
+    if pairs:
+        before, after = zip(*pairs)
+        rows = {"before": before, "gray": [picture.mean(0, keepdim=True) for picture in before], "after": after}
         with new_file(folder / "before_and_after.png") as path:
-            save_image_grid(path, "before and after", sheet)
+            save_image_grid(path, "before and after", rows)
         print(f"saved {path}")
     if failed or not files:
         raise UserError(f"{failed} of {len(files)} images could not be colored" if files else "no images found")

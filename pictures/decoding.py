@@ -18,11 +18,6 @@ def labels_to_rgb(labels, palette):
     return palette_tensor(palette, labels.device)[labels.int()].permute(0, 3, 1, 2)
 
 
-def decode_argmax(logits, palette):
-    """Return each pixel's most probable color: logits (N, K, H, W) and palette (K, 3) -> (N, 3, H, W)."""
-    return labels_to_rgb(logits.argmax(1), palette)
-
-
 def annealed_mean(logits, palette, temperature):
     """Return the mean palette color under sharpened probabilities (Zhang et al. 2016, equation 5).
 
@@ -53,9 +48,8 @@ def apply_chroma(colors, gray):
 def chroma_error(logits, palette, images, temperature):
     """Return the mean squared error of the annealed mean's chroma, over RGB in [0, 1), as a loss.
 
-    (N, K, H, W), (K, 3) and uint8 images (N, 3, H, W) -> (). It equals the error of
-    decode_annealed_mean() where no value is scaled down, since the gray is given. The target is
-    slightly more vivid than the truth, because least squares alone gives pale colors.
+    (N, K, H, W), (K, 3) and uint8 images (N, 3, H, W) -> (). It equals decode_annealed_mean()'s where no value is
+    scaled down. The target is slightly more vivid than the truth, because least squares alone gives pale colors.
     """
     predicted = annealed_mean(logits, palette, temperature)
     target = to_rgb(images.permute(0, 2, 3, 1))
@@ -66,15 +60,14 @@ def chroma_error(logits, palette, images, temperature):
 def comparison_rows(images, targets, outputs, palette, temperature=TEMPERATURE):
     """Return labeled rows of pictures of uint8 images: the network's input, its prediction, the truth.
 
-    `targets` are labels (N, H, W) and `outputs` logits (N, K, H, W); without a palette both
-    are RGB (N, 3, H, W).
+    `targets` are labels (N, H, W) and `outputs` logits (N, K, H, W); without a palette both are RGB (N, 3, H, W).
     """
     gray, truth = to_gray(images), to_rgb(images)
     rows = {"gray input": gray.expand(-1, 3, -1, -1)}
     if palette is None:
         rows["prediction"] = outputs.clamp(0, 1)
     else:
-        rows["prediction in palette colors"] = decode_argmax(outputs, palette)
+        rows["prediction in palette colors"] = labels_to_rgb(outputs.argmax(1), palette)
         rows["smooth prediction"] = decode_annealed_mean(outputs, palette, gray, temperature)
         rows["truth in palette colors"] = labels_to_rgb(targets, palette)
     return rows | {"truth": truth}

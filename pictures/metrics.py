@@ -5,15 +5,9 @@ import torch
 
 from utils.console import print_table
 
-BASIC = {"psnr": "PSNR (dB)", "colorfulness": "colorfulness"}
-PERCEPTUAL = {"ssim": "SSIM", "ciede2000": "CIEDE2000", "auc": "AuC", "balanced_auc": "balanced AuC"}
+NAMES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "ciede2000": "CIEDE2000", "auc": "AuC", "balanced_auc": "balanced AuC"}
 WIDEST_DISTANCE = 150  # in ab, the largest distance of the curve in Zhang et al. 2016
 BIN = 10  # width of a color bin in ab
-
-
-def psnr(error):
-    """Return the peak signal-to-noise ratio, in dB, of mean squared errors of values in 0..1."""
-    return -10 * torch.log10(error)
 
 
 def colorfulness(pictures):
@@ -39,7 +33,7 @@ def measure(pictures, truth, perceptual=False):
     for label, picture in pictures.items():
         error = ((picture - truth) ** 2).mean((1, 2, 3))  # (N,)
         metrics = {
-            "psnr": {"mean": psnr(error.mean()), "per_image": psnr(error)},
+            "psnr": {"mean": -10 * error.mean().log10(), "per_image": -10 * error.log10()},  # the peak is 1
             "colorfulness": mean_and_per_image(colorfulness(picture)),
         }
         if perceptual:
@@ -86,10 +80,9 @@ def structural_similarity(pictures, truth):
     from skimage.metrics import structural_similarity as ssim
 
     count, channels, height, width = pictures.shape
+    # stacked into one tall image, which is faster
     columns = [x.permute(0, 2, 3, 1).reshape(-1, width, channels).cpu().numpy() for x in (pictures, truth)]
-    _, each_pixel = ssim(
-        *columns, channel_axis=2, data_range=1, full=True
-    )  # stacked into one tall image, which is faster
+    _, each_pixel = ssim(*columns, channel_axis=2, data_range=1, full=True)
     inner = each_pixel.reshape(count, height, width, channels)[:, 3:-3, 3:-3]  # windows that lie within one picture
     return inner.mean((1, 2, 3), dtype=np.float64)
 
@@ -97,8 +90,7 @@ def structural_similarity(pictures, truth):
 def rarity_weights(true_lab):
     """Return a weight for every pixel, (N, H, W), larger where its true color is rarer in ab.
 
-    The inverse of the frequency of the color's bin, smoothed by a Gaussian of 5 units (Zhang et al.
-    2016, equation 4, λ = 0).
+    The inverse of its bin's frequency, smoothed by a Gaussian of 5 units (Zhang et al. 2016, equation 4, λ = 0).
     """
     from scipy.ndimage import gaussian_filter
 
@@ -111,8 +103,6 @@ def rarity_weights(true_lab):
 
 def print_metrics(metrics):
     """Print the means of what measure() returned as a table, a row for each label."""
-    names = BASIC | PERCEPTUAL
-    columns = [name for name in names if name in next(iter(metrics.values()))]
-    values = {label: [row[name]["mean"] for name in columns] for label, row in metrics.items()}
+    values = {label: [both["mean"] for both in row.values()] for label, row in metrics.items()}
     rows = [[label, *("" if value is None else f"{value:.4g}" for value in row)] for label, row in values.items()]
-    print_table(["", *(names[name] for name in columns)], rows)
+    print_table(["", *(NAMES.get(name, name) for name in next(iter(metrics.values())))], rows)

@@ -22,13 +22,10 @@ def save(figure, path):
 
 
 def save_image_grid(path, title, rows):
-    """Write labeled rows of images: `rows` maps a label to images (3, H, W) or (1, H, W), tensors in 0..1.
-
-    All are drawn as one large image on white, since 50 axes would take two seconds.
-    """
+    """Write labeled rows of images: `rows` maps a label to images (3, H, W) or (1, H, W), tensors in 0..1."""
     cell = max(max(image.shape[1:]) for images in rows.values() for image in images)
     step, columns = cell + math.ceil(cell / 32), max(len(images) for images in rows.values())
-    sheet = np.ones((len(rows) * step, columns * step, 3), np.float32)
+    sheet = np.ones((len(rows) * step, columns * step, 3), np.float32)  # one image: 50 axes would take two seconds
     for row, images in enumerate(rows.values()):
         for column, image in enumerate(images):
             height, width = image.shape[1:]
@@ -48,16 +45,14 @@ def save_image_grid(path, title, rows):
 def save_curve(path, title, history):
     """Plot the losses and, if present, the validation accuracy against the epoch."""
     epochs = [row["epoch"] for row in history]
-    names = {"loss": "loss"}
-    if "valid_accuracy" in history[0]:
-        names["accuracy"] = "accuracy"
+    names = [name.removeprefix("valid_") for name in history[0] if name.startswith("valid_")]
     figure = new_figure(figsize=(5 * len(names), 3.6), layout="constrained")
-    for ax, (name, label) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items()):
+    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         for part, words in (("train", "training"), ("valid", "validation")):
             if f"{part}_{name}" in history[0]:
                 ax.plot(epochs, [row[f"{part}_{name}"] for row in history], marker=".", label=words)
         ax.set_xlabel("epoch")
-        ax.set_ylabel(label)
+        ax.set_ylabel(name)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
         ax.legend()

@@ -13,6 +13,7 @@ import torch
 
 from utils.console import UserError
 from utils.distributed import local_rank0_first
+from utils.files import reading
 from utils.unpickling import unpickle
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -20,27 +21,21 @@ SIZE = 32
 ROWS = 10_000  # images in a batch file
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-FOLDER = "cifar-10-batches-py"
+ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"
 TIMEOUT = 30  # seconds without data after which a download is given up
 TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
 TEST_FILES = ["test_batch"]
 
 
-def archive_in(data_dir):
-    """Return the path of CIFAR-10's archive in a folder."""
-    return Path(data_dir) / Path(URL).name
-
-
 def contains_cifar10(data_dir):
     """Return whether a folder contains CIFAR-10's batches or its archive."""
-    return os.path.isdir(Path(data_dir) / FOLDER) or os.path.exists(archive_in(data_dir))
+    return os.path.isdir(Path(data_dir) / FOLDER) or os.path.exists(Path(data_dir) / ARCHIVE)
 
 
 def load_cifar10(data_dir, categories, train):
-    """Return CIFAR-10's training or test images of these classes.
+    """Return CIFAR-10's training or test images of these classes, downloaded if needed. Raises UserError.
 
-    uint8 (N, 3, 32, 32) in the order of the files, and labels int64 (N,), indices into
-    CLASSES. Downloads and unpacks the archive if `data_dir` does not contain it. Raises UserError.
+    uint8 (N, 3, 32, 32) in the order of the files, and labels int64 (N,), indices into CLASSES.
     """
     with local_rank0_first():
         folder = batches_folder(data_dir)
@@ -55,33 +50,24 @@ def load_cifar10(data_dir, categories, train):
 
 
 def read_batch(path):
-    """Return the images, uint8 (10000, 3072), and labels, (10000,), of one CIFAR-10 batch file.
-
-    Raises UserError if the file is missing or differs from the official format.
-    """
-    try:
-        with open(path, "rb") as file:
-            batch = unpickle(file)
-        images, labels = batch[b"data"].array(), batch[b"labels"]
+    """Return a batch file's images, uint8 (10000, 3072), and labels, (10000,). Raises UserError unless it has those."""
+    with reading(path, "batch of CIFAR-10", f"delete {path.parent} to get it again"), open(path, "rb") as file:
+        batch = unpickle(file)
+        images, labels = batch[b"data"].array, batch[b"labels"]
         if images.shape != (ROWS, 3 * SIZE * SIZE) or images.dtype != np.uint8:
             raise ValueError(f"its images have shape {images.shape}")
         if len(labels) != ROWS or not all(type(c) is int and 0 <= c < len(CLASSES) for c in labels):
             raise ValueError(f"its labels are not {ROWS} numbers from 0 to 9")
-    except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror}); delete {path.parent} to get it again") from error
-    except Exception as error:  # a broken file may raise anything, even MemoryError
-        raise UserError(f"{path}: not a batch of CIFAR-10 ({error}); delete {path.parent} to get it again") from error
-    return images, np.array(labels)
+        return images, np.array(labels)
 
 
 def batches_folder(data_dir):
     """Return the folder of CIFAR-10's batches, after downloading and unpacking the archive if needed."""
-    folder, archive = Path(data_dir) / FOLDER, archive_in(data_dir)
-    if os.path.isdir(folder):
-        return folder
-    if not os.path.exists(archive):
-        download(URL, archive, SHA256)
-    unpack(archive, folder, SHA256)
+    folder, archive = Path(data_dir) / FOLDER, Path(data_dir) / ARCHIVE
+    if not os.path.isdir(folder):
+        if not os.path.exists(archive):
+            download(URL, archive, SHA256)
+        unpack(archive, folder, SHA256)
     return folder
 
 
@@ -94,21 +80,16 @@ def download(url, path, sha256):
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
     except (OSError, http.client.HTTPException, RuntimeError) as error:  # a RuntimeError is a wrong SHA-256
         reason = getattr(error, "reason", error)
-        raise UserError(
-            f"CIFAR-10 is not in {path.parent} and cannot be downloaded ({reason}); put {url} into that folder, "
-            f"or name a folder that contains it with --data, or use --data sample, which needs no download"
-        ) from error
+        hint = f"put {url} there, or name a folder that contains it with --data, or use --data sample"
+        raise UserError(f"CIFAR-10 is not in {path.parent} and cannot be downloaded ({reason}); {hint}") from error
     finally:
         socket.setdefaulttimeout(timeout)
 
 
 def unpack(archive, folder, sha256):
-    """Unpack the batches of CIFAR-10's archive into `folder`, which appears only when complete.
-
-    Ignores everything else in the archive. Raises UserError.
-    """
+    """Unpack only the batches of CIFAR-10's archive into `folder`, which appears when complete. Raises UserError."""
     names = [f"{FOLDER}/{name}" for name in TRAIN_FILES + TEST_FILES]
-    try:
+    with reading(archive, "copy of CIFAR-10's archive", "make sure there is room, or delete it to download it again"):
         with open(archive, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise ValueError("corrupt or truncated: wrong SHA-256")
@@ -119,7 +100,3 @@ def unpack(archive, folder, sha256):
             tar.extractall(part, members, filter="data")
             if not os.path.isdir(folder):  # else another process was first
                 os.replace(Path(part) / FOLDER, folder)
-    except OSError as error:
-        raise UserError(f"{archive}: cannot unpack it ({error.strerror or error})") from error
-    except Exception as error:  # a broken archive may raise anything
-        raise UserError(f"{archive}: not the archive of CIFAR-10 ({error}); delete it to download it again") from error

@@ -2,22 +2,22 @@
 
 import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from sources.cifar10 import SIZE
 from utils.console import UserError
+from utils.files import reading
 
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TGA", "TIFF", "WEBP")  # none runs a program
 MAX_PIXELS = 80_000_000  # of an image, which keeps the process under 2 GB
 MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
-VALIDATION_SHARE = 0.2  # of a folder's images
 
 
 def list_image_files(path):
@@ -32,24 +32,17 @@ def list_image_files(path):
 def read_image(path):
     """Return an image as a viewer shows it: (8-bit RGB, its alpha channel or None).
 
-    Applies the EXIF orientation, takes the first frame, and reduces 16 bits to the upper 8. Raises
-    UserError if Pillow cannot read the file.
+    Applies the EXIF orientation, takes the first frame, and reduces 16 bits to the upper 8. Raises UserError.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            if image.info.get("progressive") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
-                raise ValueError(f"it has more than {MAX_SCANS} progressive scans")
-            image = ImageOps.exif_transpose(image)
-            alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-            return to_uint8(image).convert("RGB"), alpha
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: has more than {MAX_PIXELS:,} pixels; scale it down first") from error
-    except UnidentifiedImageError as error:  # its message only repeats the path
-        raise UserError(f"{path}: not an image, or of a format other than {', '.join(FORMATS)}") from error
-    except Exception as error:  # a broken file may raise anything
-        raise UserError(f"{path}: cannot read this image ({getattr(error, 'strerror', None) or error})") from error
+    supported = f"{', '.join(FORMATS)} of up to {MAX_PIXELS:,} pixels are supported"
+    with reading(path, "picture", supported), Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"it has {image.width * image.height:,} pixels")
+        if image.info.get("progressive") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
+            raise ValueError(f"it has more than {MAX_SCANS} progressive scans")
+        image = ImageOps.exif_transpose(image)
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        return to_uint8(image).convert("RGB"), alpha
 
 
 def to_uint8(image):
@@ -74,12 +67,11 @@ def load_square(path):
 def folder_images(folder, train):
     """Return a folder's images to train on or to validate on, uint8 (N, 3, 32, 32).
 
-    One image in five is for validation, always the same ones. Files that cannot be read are reported
-    and skipped. Raises UserError if too few remain.
+    One image in five, always the same, is for validation. Unreadable files are reported and skipped. Raises UserError.
     """
     files = list_image_files(folder)
     order = np.random.default_rng(0).permutation(len(files))
-    count = round(len(files) * VALIDATION_SHARE)
+    count = round(len(files) / 5)
     chosen = np.sort(order[count:] if train else order[:count])
 
     def read(number):
@@ -88,12 +80,11 @@ def folder_images(folder, train):
         except UserError as error:
             tqdm.write(f"skipped {error}")
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while decoding
-        progress = tqdm(pool.map(read, chosen), total=len(chosen), desc="reading", leave=False, disable=None)
-        images = [image for image in progress if image is not None]
+    # in threads, because Pillow releases the GIL while decoding
+    images = thread_map(read, chosen, max_workers=os.cpu_count(), desc="reading", leave=False, disable=None)
+    images = [image for image in images if image is not None]
     if len(images) < 2:
-        purpose = "train" if train else "validate"
-        raise UserError(f"{folder}: too few images to {purpose} on ({len(images)}); at least 20 are required")
+        raise UserError(f"{folder}: too few images to {'train' if train else 'validate'} on; at least 20 are required")
     return torch.stack(images)
 
 
@@ -102,19 +93,10 @@ def array_images(path, train):
 
     The last tenth, at most 10,000 images, is for validation. The file may be larger than memory. Raises UserError.
     """
-    try:
+    with reading(path, "NumPy array of images", f"save uint8 of shape (N, 3, {SIZE}, {SIZE}), N ≥ 20, with numpy.save"):
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch requires a writable array
-    except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror or error})") from error
-    except Exception as error:  # a broken file may raise anything
-        raise UserError(f"{path}: not a NumPy array, or truncated ({error})") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path}: an archive of arrays; save one array with numpy.save")
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (3, SIZE, SIZE):
-        actual = f"{array.dtype} of shape {array.shape}"
-        raise UserError(f"{path}: must be uint8 of shape (N, 3, {SIZE}, {SIZE}), not {actual}")
-    if len(array) < 20:
-        raise UserError(f"{path}: has {len(array)} images; at least 20 are required")
+        if array.dtype != np.uint8 or array.shape[1:] != (3, SIZE, SIZE) or len(array) < 20:
+            raise ValueError(f"it is {array.dtype} of shape {array.shape}")
     count = min(len(array) // 10, 10_000)
     return torch.from_numpy(array[:-count] if train else array[-count:])
 

@@ -31,7 +31,7 @@ def test_quantizer_is_brute_force_with_ties():
     random = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32)).astype(np.uint8))
     ties = torch.full((1, 3, 32, 32), 64, dtype=torch.uint8)  # half way between colors 0 and 1
     images = torch.cat([random, ties])
-    labels = data.Quantizer(images, palette)(images)
+    labels = data.ImageDataset(images, palette, torch.device("cpu")).targets(images)
     assert labels.dtype == torch.uint8
     assert (labels.numpy() == brute_force(torch.cat([random, ties]), palette)).all()
     assert (labels[3] == 0).all()
@@ -41,15 +41,17 @@ def test_quantizer_is_brute_force_with_ties():
 def test_quantizer_with_many_colors_and_any_size():
     palette = np.random.default_rng(1).random((256, 3))
     images = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (2, 3, 8, 12)).astype(np.uint8))
-    assert (data.Quantizer(images, palette)(images).numpy() == brute_force(images, palette)).all()
+    assert (
+        data.ImageDataset(images, palette, torch.device("cpu")).targets(images).numpy() == brute_force(images, palette)
+    ).all()
 
 
 def test_of_very_many_images_every_color_has_its_label(monkeypatch):
     monkeypatch.setattr(data, "MAX_SCANNED_IMAGES", 2)
     palette = np.array([[0, 0, 0], [0.25, 0.5, 0.75], [0.9, 0.9, 0.9]])
-    quantizer = data.Quantizer(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), palette)
+    dataset = data.ImageDataset(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), palette, torch.device("cpu"))
     unseen = torch.from_numpy(smooth_images(2))
-    assert (quantizer(unseen).numpy() == brute_force(unseen, palette)).all()
+    assert (dataset.targets(unseen).numpy() == brute_force(unseen, palette)).all()
 
 
 def test_samples_are_evenly_spaced():
@@ -79,10 +81,10 @@ def test_an_array_file_is_trained_on_from_the_disk(tmp_path, monkeypatch, capsys
     [
         (np.zeros((30, 3, 32, 32)), "float64 of shape (30, 3, 32, 32)"),
         (np.zeros((30, 32, 32, 3), np.uint8), "uint8 of shape (30, 32, 32, 3)"),
-        (np.zeros((19, 3, 32, 32), np.uint8), "has 19 images"),
+        (np.zeros((19, 3, 32, 32), np.uint8), "uint8 of shape (19, 3, 32, 32)"),
         (np.zeros(3, object), "not a NumPy array"),
-        (None, "cannot read it"),
-        ("cut", "truncated"),
+        (None, "cannot read the NumPy array"),
+        ("cut", "a corrupt one"),
     ],
 )
 def test_array_files_that_will_not_do(tmp_path, fails, array, said):
@@ -171,13 +173,13 @@ def test_archives_that_are_not_cifar_leave_no_folder(tmp_path, monkeypatch):
         cifar10.batches_folder(tmp_path)
     (tmp_path / "something").mkdir()
     sha = write_archive(archive, tmp_path / "something")
-    with pytest.raises(UserError, match="not the archive of CIFAR-10"):
+    with pytest.raises(UserError, match="not a copy of CIFAR-10"):
         cifar10.unpack(archive, tmp_path / cifar10.FOLDER, sha)
     with tarfile.open(archive, "w:gz") as tar:
         link = tarfile.TarInfo(f"{cifar10.FOLDER}/data_batch_1")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    with pytest.raises(UserError, match="not the archive of CIFAR-10"):
+    with pytest.raises(UserError, match="not a copy of CIFAR-10"):
         cifar10.unpack(archive, tmp_path / cifar10.FOLDER, sha256(archive))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-python.tar.gz", "something"]
 

@@ -99,11 +99,11 @@ def test_files_that_start_a_program_are_not_images(tmp_path, monkeypatch):
     path = tmp_path / "picture.eps"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n")
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("a program was started"))
-    with pytest.raises(UserError, match="format other than"):
+    with pytest.raises(UserError, match="cannot identify image file"):
         image_files.read_image(path)
     assert image_files.list_image_files(tmp_path) == []
     path.rename(tmp_path / "picture.png")
-    with pytest.raises(UserError, match="format other than"):
+    with pytest.raises(UserError, match="cannot identify image file"):
         image_files.read_image(tmp_path / "picture.png")
     Image.init()
     assert set(image_files.FORMATS) <= set(Image.OPEN)
@@ -418,7 +418,9 @@ def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path):
         file.write(b"\xff\xda" * 200)  # as in the film that some telephones append
     assert image_files.read_image(tmp_path / "motion.jpg")[0].size == (64, 64)
     assert image_files.read_image(tmp_path / "few.jpg")[0].size == (64, 64)
-    with pytest.raises(UserError, match=r"many\.jpg: cannot read this image .it has more than 100 progressive scans"):
+    with pytest.raises(
+        UserError, match=r"many\.jpg: not a picture, or a corrupt one .it has more than 100 progressive"
+    ):
         image_files.read_image(tmp_path / "many.jpg")
 
 
@@ -517,7 +519,7 @@ for argument in sys.argv[1:]:
 def test_an_archive_of_arrays_is_no_array(tmp_path, fails):
     with open(tmp_path / "mine.npy", "wb") as file:
         np.savez(file, images=smooth_images(30))
-    assert "an archive of arrays" in fails(colorization.main, "--data", tmp_path / "mine.npy", "--out-dir", tmp_path)
+    assert "NpzFile" in fails(colorization.main, "--data", tmp_path / "mine.npy", "--out-dir", tmp_path)
 
 
 def test_a_checkpoint_of_this_package_is_stored_uncompressed(tmp_path):

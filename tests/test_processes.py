@@ -85,4 +85,5 @@ def test_a_killed_process_ends_the_run(folder):
 def test_more_processes_than_images_in_a_step(folder, monkeypatch, fails):
     monkeypatch.setattr("utils.distributed.world_size", lambda: 11)
     assert "fewer images than the 11 processes" in fails(colorization.main, *FLAGS, "-e", "1")
-    assert "takes one process" in fails(colorization.main, *DATA, "--valid")
+    monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
+    assert "only training takes several processes" in fails(colorization.main, *DATA, "--valid")

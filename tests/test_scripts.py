@@ -204,8 +204,8 @@ def test_bare_weights_take_their_description_from_the_flags(cifar, small_palette
     assert "name the network with --model" in fails(colorization.main, *flags)
     bare = [*flags[:3], "--model", "DUNet", "-f", "4"]
     assert "bare.pkl: a DUNet needs its palette; name that with --colors" in fails(colorization.main, *bare)
-    assert "bare.pkl: not weights of DUNet" in fails(colorization.main, *flags, "--model", "DUNet")
-    assert "bare.pkl: not weights of CNN" in fails(colorization.main, *flags, "--model", "CNN", "-f", "4")
+    assert "bare.pkl: not a file of weights of DUNet" in fails(colorization.main, *flags, "--model", "DUNet")
+    assert "bare.pkl: not a file of weights of CNN" in fails(colorization.main, *flags, "--model", "CNN", "-f", "4")
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def trained(cifar, small_palette):
         (["--category", "zebra"], "invalid choice: 'zebra'"),
         (["--device", "abacus"], "--device abacus: no such device"),
         (["--device", "cuda:99"], "--device cuda:99: no such GPU"),
-        (["--device", "mps"], "--device mps: only cpu and cuda"),
+        (["--device", "mps"], "--device mps: no such device; only cpu and cuda"),
         (["--kernel", "4"], "--kernel: invalid choice: 4 (choose from 1, 3, 5,"),
         (["--holdout", "20"], "--holdout 20: there are only 20"),
     ],
@@ -297,8 +297,9 @@ def test_files_that_are_no_checkpoints(trained, fails, tmp_path):
     content = torch.load(trained, weights_only=True)
     content["state_dict"]["finalconv.bias"][0] = np.nan
     torch.save(content, "nan")
-    assert "nan: not weights of UNet, kernel 3, 4 filters, 5 colors (finalconv.bias is not finite" in fails(
-        colorization.main, "--valid", "--checkpoint", "nan"
+    assert (
+        "nan: not a file of weights of UNet, kernel 3, 4 filters, 5 colors, or a corrupt one (finalconv.bias is"
+        in fails(colorization.main, "--valid", "--checkpoint", "nan")
     )
     assert "gone: cannot read" in fails(colorization.main, "--valid", "--checkpoint", "gone")
 
@@ -322,7 +323,9 @@ def test_checkpoints_that_describe_themselves_wrongly(trained, fails):
         assert "lie.pkl: " in fails(colorization.main, "--valid", "--checkpoint", "lie.pkl")
     for name in ("kernel", "num_filters", "model", "palette", "state_dict", "metrics"):
         torch.save({key: value for key, value in content.items() if key != name}, "lie.pkl")
-        assert "wrong or missing entries" in fails(colorization.main, "--valid", "--checkpoint", "lie.pkl")
+        assert f"lie.pkl: not a checkpoint, or a corrupt one ('{name}')" in fails(
+            colorization.main, "--valid", "--checkpoint", "lie.pkl"
+        )
 
 
 def test_checkpoints_of_the_first_version_load(tmp_path, monkeypatch):
@@ -414,7 +417,8 @@ def test_from_the_shell():
 
     failed = shell("colorization.py", "--valid", "--checkpoint", "nowhere.pkl")
     assert failed.returncode == 2
-    assert failed.stderr == "colorization.py: nowhere.pkl: cannot read the checkpoint (No such file or directory)\n"
+    line = "nowhere.pkl: cannot read the checkpoint (No such file or directory); name another file, or train it again"
+    assert failed.stderr == f"colorization.py: {line}\n"
     helped = shell("colorization.py", "--help")
     assert helped.returncode == 0
     for flag in (

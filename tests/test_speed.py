@@ -11,7 +11,7 @@ from data import ImageDataset, to_gray
 from models import create_model
 from training import loop
 from training.cuda_graph import GraphedStep
-from training.loop import Trainer, TrainingConfig, choose_precision, seed_everything, train
+from training.loop import Trainer, TrainingConfig, choose_precision, train
 
 SMALL = ["-e", "2", "-f", "2", "-b", "8"]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -19,7 +19,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 def trained(device=CPU, precision="fp32"):
     """Train a small network for three epochs of four batches, the last one smaller; return it and the rows."""
-    seed_everything(0)
+    torch.manual_seed(0)
     dataset = ImageDataset(random_images(15), PALETTE, device)
     net = create_model("UNet", 3, 4, 5).to(device)
     config = TrainingConfig(epochs=3, batch_size=4, learning_rate=0.01, precision=precision)

@@ -6,25 +6,21 @@ import torch
 class GraphedStep:
     """Trainer.step() captured in a CUDA graph, with the same results.
 
-    For networks this small, Python's overhead leaves a GPU idle. After a few warm-up steps one step
-    is captured, and the graph replays it for every further batch of that size. If the capture
-    fails, a line says so and all steps run as usual.
+    For networks this small, Python's overhead leaves a GPU idle. After a few warm-up steps one is captured and replayed
+    for every further batch of that size. If the capture fails, a line says so and all steps run as usual.
     """
 
     WARMUP_STEPS = 3  # before the capture; libraries choose algorithms and allocate memory in them
 
     def __init__(self, trainer):
-        self.trainer = trainer
-        self.calls = 0
-        self.graph = None
-        self.failed = False
+        self.trainer, self.calls, self.graph = trainer, 0, None
 
     def __call__(self, pixels, scale=1):
         """Take a step with a batch of pixels (N, C, H, W), uint8; return its loss. The scale must be 1."""
         self.calls += 1
         if self.calls == 1:
             self.batch_size = len(pixels)  # every batch has this size except an epoch's last
-        if self.failed or len(pixels) != self.batch_size:
+        if len(pixels) != self.batch_size:
             return self.trainer.step(pixels)
         if self.calls <= self.WARMUP_STEPS:
             return self.warmup_step(pixels)
@@ -54,7 +50,7 @@ class GraphedStep:
             reason = str(error).splitlines()[0]
             print(f"CUDA graph capture failed ({reason:.150}); training continues without it", flush=True)
             torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream current
-            self.failed = True
+            self.batch_size = None  # that of no batch: all further steps run as usual
             return False
         self.graph = graph
         return True

@@ -32,31 +32,25 @@ def batch_metrics(outputs, targets):
     return torch.stack([cross_entropy(outputs, targets), accuracy(outputs, targets)])
 
 
-def predictions(net, dataset, batch_size=None, start=0, step=1):
-    """Yield (images, targets, outputs) of every batch of a dataset, or of every `step`-th image from `start`."""
-    device = device_of(net)
-    batch_size = batch_size or (250 if device.type == "cuda" else 100)  # what fits into a CPU's cache
-    chosen = dataset.pixels[start::step]
-    for pixels in chosen.split(batch_size) if len(chosen) else ():
-        images, targets = dataset.split(pixels.to(device))
-        yield images, targets, predict(net, to_gray(images))
-
-
-def evaluate(net, dataset, batch_size=None):
+def evaluate(net, dataset, batch_size=None, look=lambda *batch: None):
     """Return the metrics of a network over a whole dataset, {"loss": …, "accuracy": …}.
 
-    With several processes, each evaluates its part of the images.
+    Calls `look` with every batch's (images, targets, outputs). Each of several processes evaluates its part.
     """
-    names = METRICS[: 1 if dataset.palette is None else 2]
-    sums = torch.zeros(len(names), dtype=torch.float64, device=device_of(net))
-    shard = distributed.rank(), distributed.world_size()
-    for images, targets, outputs in predictions(net, dataset, batch_size, *shard):
+    device = device_of(net)
+    batch_size = batch_size or (250 if device.type == "cuda" else 100)  # what fits into a CPU's cache
+    sums = torch.zeros(1 if dataset.palette is None else 2, dtype=torch.float64, device=device)
+    mine = dataset.pixels[distributed.rank() :: distributed.world_size()]
+    for pixels in mine.split(batch_size) if len(mine) else ():
+        images, targets = dataset.split(pixels.to(device))
+        outputs = predict(net, to_gray(images))
         sums += len(images) * batch_metrics(outputs, targets)
-    return dict(zip(names, (distributed.all_reduce_sum(sums) / len(dataset)).tolist()))
+        look(images, targets, outputs)
+    return dict(zip(METRICS, (distributed.all_reduce_sum(sums) / len(dataset)).tolist()))
 
 
-def format_metrics(metrics):
-    """Return metrics as a line of text."""
-    if "accuracy" in metrics:
-        return f"validation loss {metrics['loss']:.5f}, accuracy {metrics['accuracy']:.2%}"
-    return f"validation mean squared error {metrics['loss']:.6f} (RGB in [0, 1))"
+def format_metrics(loss, accuracy=None):
+    """Return validation metrics as a line of text; a regression has no accuracy."""
+    if accuracy is None:
+        return f"validation mean squared error {loss:.6f} (RGB in [0, 1))"
+    return f"validation loss {loss:.5f}, accuracy {accuracy:.2%}"

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import ctypes
 import math
-import random
 import time
 from dataclasses import dataclass
 
@@ -44,8 +43,7 @@ class TrainingConfig:
 class Trainer:
     """A network in training: the optimizer updates `model`; `averaged_model` is the average of its weights over steps.
 
-    Several processes average their gradients. Batch norm then uses the statistics of the whole batch
-    on CUDA, and those of each process's part on the CPU.
+    Several processes average their gradients. Batch norm uses the whole batch's statistics on CUDA, each one's on CPUs.
     """
 
     def __init__(self, net, dataset, config):
@@ -69,8 +67,7 @@ class Trainer:
     def step(self, pixels, scale=1):
         """Take an optimizer step on some of the dataset's pixels (N, C, H, W); return the loss, a 0-d tensor.
 
-        `scale` multiplies the loss, for a process that has only a part of a batch. Nothing here
-        synchronizes with the device.
+        `scale` multiplies the loss, for a process that has a part of a batch. Nothing here waits for the device.
         """
         images, targets = self.dataset.split(augment(pixels, self.config.augment))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -119,25 +116,23 @@ def train(trainer, valid, epochs_done=0):
     config = trainer.config
     pixels, rank, world_size = trainer.dataset.pixels, distributed.rank(), distributed.world_size()
     step = choose_step(trainer)
-    steps_per_epoch = math.ceil(len(pixels) / config.batch_size)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         start = time.perf_counter()
         trainer.model.train()
         torch.manual_seed(derive_seed(config.seed, epoch, 1 + rank))  # for augmentation
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, 0))
-        order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
-        losses = torch.zeros(steps_per_epoch, device=trainer.device)
-        for number in tqdm(range(steps_per_epoch), leave=False, disable=True if rank else None, unit="step"):
-            batch = order[number * config.batch_size : (number + 1) * config.batch_size]
-            progress = epoch - 1 + number / steps_per_epoch
+        batches = torch.randperm(len(pixels), generator=generator).to(pixels.device).split(config.batch_size)
+        losses = torch.zeros(len(batches), device=trainer.device)
+        for number, batch in enumerate(tqdm(batches, leave=False, disable=True if rank else None, unit="step")):
+            progress = epoch - 1 + number / len(batches)
             trainer.learning_rate.fill_(config.learning_rate * one_cycle(progress / config.epochs))
             mine = batch[rank::world_size]
             count = len(mine)
             mine = mine if count else batch[:1]  # fewer images than processes: a step with weight 0
             losses[number] = count * step(pixels[mine].to(trainer.device), count * world_size / len(batch))
         train_loss = epoch_mean(losses, epoch, len(pixels))
-        for buffer in trainer.averaged_model.buffers():
-            distributed.broadcast_from_rank0(buffer)
+        for buffer in trainer.averaged_model.buffers() if world_size > 1 else ():
+            torch.distributed.broadcast(buffer, 0)
         valid_metrics = evaluate(trainer.averaged_model, valid)
         if not math.isfinite(valid_metrics["loss"]) or not is_finite(trainer.averaged_model):
             raise FloatingPointError(f"the weights are no longer finite after epoch {epoch}")
@@ -166,10 +161,7 @@ def choose_step(trainer):
 
 
 def epoch_mean(losses, epoch, num_images):
-    """Average an epoch's loss over its images, given each step's sum over images, (steps,).
-
-    Raises FloatingPointError if a loss is not finite.
-    """
+    """Average losses over images, given each step's sum, (steps,). Raises FloatingPointError if one is not finite."""
     losses = distributed.all_reduce_sum(losses.double()).cpu()
     finite = losses.isfinite()
     if not finite.all():
@@ -180,8 +172,7 @@ def epoch_mean(losses, epoch, num_images):
 def class_weights(dataset, uniform=0.5):
     """Return a weight for every palette color, (K,), larger for rarer ones, with mean 1 over the dataset's pixels.
 
-    The weight is the inverse of the color's frequency mixed with the uniform distribution (Zhang
-    et al. 2016, equation 4, λ = `uniform`; a palette needs no smoothing over bins).
+    The inverse of the frequency mixed with the uniform distribution (Zhang et al. 2016, equation 4, λ = `uniform`).
     """
     num_colors = len(dataset.palette)
     parts = subsample(dataset.images).split(1000)
@@ -198,20 +189,13 @@ def choose_precision(name, device):
     bf16 where the hardware has it, else float32 with TF32 convolutions on GPUs. fp32 is float32 throughout.
     """
     if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.conv.fp32_precision = "ieee" if name == "fp32" else "tf32"
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.11 lacks it
         has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if name == "bf16" or (name == "auto" and has_bf16) else torch.float32
-
-
-def seed_everything(seed):
-    """Seed every random number generator, and make cuDNN use deterministic convolutions."""
-    torch.backends.cudnn.deterministic = True
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def derive_seed(*parts):
@@ -222,8 +206,7 @@ def derive_seed(*parts):
 def tune_malloc():
     """Make glibc keep freed memory for the next tensors.
 
-    By default it returns large blocks to the system and maps them again at every step, which takes
-    a seventh of the time at batch size 100. Has no effect with other C libraries.
+    By default it maps large blocks again at every step, a seventh of the time at batch size 100. Elsewhere no effect.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

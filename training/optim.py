@@ -112,7 +112,6 @@ def one_cycle(progress, warmup=0.3, start=1 / 25):
 def averaging_weight(steps):
     """Return the weight of the latest parameters in their average after `steps` steps, a number or a tensor.
 
-    Polynomial-decay averaging (Shamir and Zhang 2013, section 4, η = 8): the average
-    covers about the last ninth of all steps, however many there are.
+    Polynomial-decay averaging (Shamir and Zhang 2013, section 4, η = 8): covers about the last ninth of all steps.
     """
     return 9 / (9 + steps)

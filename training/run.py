@@ -14,10 +14,10 @@ import torch
 
 from data import ImageDataset, subsample, to_gray
 from models import device_of, file_name, predict
-from pictures.decoding import apply_chroma, comparison_rows
+from pictures.decoding import TEMPERATURE, apply_chroma, comparison_rows
 from pictures.metrics import measure, print_metrics
 from pictures.plots import save_curve, save_image_grid
-from training.evaluation import METRICS, batch_metrics, format_metrics, predictions
+from training.evaluation import evaluate, format_metrics
 from training.loop import Trainer, train
 from utils import distributed
 from utils.checkpoint import read_torch_file, save_checkpoint, write_torch_file
@@ -32,8 +32,7 @@ NUM_SAMPLES = 10  # images in a sample picture
 class RunLog:
     """Writes a run's files after every epoch; `history` is the list of the epochs' metrics.
 
-    The files: the weights of the last and of the best epoch, the history (.csv), what is needed to
-    repeat the run (.json) and what is needed to resume it (.state).
+    Files: the weights of the last and best epoch, the history (.csv), what it takes to repeat (.json), resume (.state).
     """
 
     def __init__(self, checkpoint, path, out_dir, inputs):
@@ -54,20 +53,21 @@ class RunLog:
             save_checkpoint(self.path, checkpoint)
             if row["valid_loss"] == min(earlier["valid_loss"] for earlier in history):
                 save_checkpoint(self.best_path, checkpoint)
-            write_history(self.path_for(".csv"), history)
+            with atomic_write(self.path_for(".csv"), "x") as file:
+                writer = csv.DictWriter(file, row, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(history)
             progress = {"epochs_done": row["epoch"], "seconds": sum(row["seconds"] for row in history)}
-            write_json(self.path_for(".json"), self.metadata | progress)
+            write_json(self.path_for(".json"), run_metadata(self.settings, trainer.device) | progress)
             state = {"format": STATE_FORMAT, "settings": self.settings, "history": history}
             write_torch_file(self.path_for(".state"), state | {"trainer": trainer.state_dict()})
         self.history = history  # the epoch is complete only now
         line = f"epoch {row['epoch']:3}/{self.settings['epochs']}   training loss {row['train_loss']:.5f}"
-        print(f"{line}   {format_metrics(validation_metrics(row))}   {row['seconds']:.1f} s", flush=True)
+        metrics = format_metrics(row["valid_loss"], row.get("valid_accuracy"))
+        print(f"{line}   {metrics}   {row['seconds']:.1f} s", flush=True)
 
     def load_state(self):
-        """Return an interrupted run's (history, state of its trainer).
-
-        Raises UserError if there is none, or if its settings differ; some exception if the file is damaged.
-        """
+        """Return a run's (history, trainer's state). Raises UserError if none fits, some exception if it is damaged."""
         path = self.path_for(".state")
         content = read_torch_file(path, "training state")
         if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
@@ -75,9 +75,8 @@ class RunLog:
         for name, value in self.settings.items():
             earlier = content["settings"].get(name)
             if earlier != value:
-                difference = f"was {reprlib.repr(earlier)} and is now {value!r}"
-                if name in ("palette", "data_sha256"):  # too long to read
-                    difference = "differs"
+                is_long = name in ("palette", "data_sha256")
+                difference = "differs" if is_long else f"was {reprlib.repr(earlier)} and is now {value!r}"
                 raise UserError(f"{path}: cannot resume with other settings: {name.replace('_', ' ')} {difference}")
         history = content["history"]
         names = {*history[0], "train_loss", "valid_loss", "seconds"}
@@ -89,12 +88,10 @@ class RunLog:
         return history, content["trainer"]
 
 
-def run_training(
-    net, checkpoint, source, config, out_dir, path=None, start_from=None, inputs=(), resume=False, plot=False
-):
+def run_training(net, checkpoint, source, config, out_dir, path, start_from, resume, plot, inputs=()):
     """Train a network, and write its weights, metrics and pictures.
 
-    The weights go to `path`, by default a file in `out_dir` named after the network. `start_from` is the
+    The weights go to `path`; None means a file in `out_dir` named after the network. `start_from` is the
     file that the network's weights came from, if any; `inputs` are other files that were read. `resume`
     continues the interrupted run with the same arguments; `plot` draws samples after every epoch. Raises UserError.
     """
@@ -103,9 +100,11 @@ def run_training(
     log = RunLog(replace(checkpoint, data=str(source)), path, out_dir, (start_from, source.path, *inputs))
     dataset = ImageDataset(source.training_images(), checkpoint.palette, device)
     valid = ImageDataset(source.validation_images(), checkpoint.palette, device)
-    check_batch_size(config.batch_size, len(dataset))
+    if config.batch_size > len(dataset.images):
+        raise UserError(f"--batch-size {config.batch_size}: there are only {len(dataset.images):,} training images")
+    if config.batch_size < distributed.world_size():
+        raise UserError(f"--batch-size {config.batch_size}: fewer images than the {distributed.world_size()} processes")
     log.settings = run_settings(checkpoint, source, config, start_from, dataset)
-    log.metadata = run_metadata(log.settings, device)
     trainer = Trainer(net, dataset, config)
     if resume:
         resume_training(trainer, log)
@@ -128,13 +127,14 @@ def run_training(
         advice = f"train again with a smaller --learn-rate than {config.learning_rate:g}"
         raise UserError(f"{error}; {saved}: {advice}") from error
     if is_first:
-        title, metrics = f"{checkpoint.model}, {source}, epoch {config.epochs}", validation_metrics(log.history[-1])
+        title, row = f"{checkpoint.model}, {source}, epoch {config.epochs}", log.history[-1]
         save_curve(log.path_for("_curve.png"), title, log.history)
-        save_samples(log.path_for("_images.png"), f"{title}: {format_metrics(metrics)}", net, valid, config.temperature)
+        title += f": {format_metrics(row['valid_loss'], row.get('valid_accuracy'))}"
+        save_samples(log.path_for("_images.png"), title, net, valid, config.temperature)
         print(f"saved {log.path}, {log.best_path}; {', '.join(str(log.path_for(ending)) for ending in SUFFIXES)}")
 
 
-def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None, inputs=()):
+def run_validation(net, checkpoint, source, out_dir, temperature=TEMPERATURE, json_path=None, inputs=()):
     """Evaluate a network: print its metrics and those of its pictures, and draw the first ten.
 
     With `json_path`, also compute the slower metrics and write those of every image to that file. `inputs`
@@ -143,15 +143,12 @@ def run_validation(net, checkpoint, source, out_dir, temperature, json_path=None
     path = out_dir / f"{checkpoint.model.lower()}_valid.png"
     check_targets([path, json_path] if json_path else [path], (source.path, *inputs))
     valid = ImageDataset(source.validation_images(), checkpoint.palette, device_of(net))
-    sums, batches = 0, []
-    for images, targets, outputs in predictions(net, valid):
-        sums = sums + len(images) * batch_metrics(outputs, targets).double()
-        batches.append(comparison_rows(images, targets, outputs, checkpoint.palette, temperature))
+    batches, settings = [], (checkpoint.palette, temperature)
+    metrics = evaluate(net, valid, look=lambda *batch: batches.append(comparison_rows(*batch, *settings)))
     rows = {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
-    metrics = dict(zip(METRICS, (sums / len(valid)).tolist()))
-    print(f"{checkpoint}\n{len(valid):,} images of {source}: {format_metrics(metrics)}")
+    print(f"{checkpoint}\n{len(valid.images):,} images of {source}: {format_metrics(**metrics)}")
     samples = {label: row[:NUM_SAMPLES] for label, row in rows.items()}
-    save_image_grid(path, f"{checkpoint.model}, {source}: {format_metrics(metrics)}", samples)
+    save_image_grid(path, f"{checkpoint.model}, {source}: {format_metrics(**metrics)}", samples)
     print(f"saved {path}")
 
     gray = rows["gray input"][:, :1]
@@ -173,19 +170,6 @@ def save_samples(path, title, net, dataset, temperature):
     images = dataset.images[:NUM_SAMPLES].to(device_of(net))
     outputs, targets = predict(net, to_gray(images)), dataset.targets(images)
     save_image_grid(path, title, comparison_rows(images, targets, outputs, dataset.palette, temperature))
-
-
-def check_batch_size(batch_size, num_images):
-    """Raise UserError if a batch is larger than the data, or smaller than the number of processes."""
-    if batch_size > num_images:
-        raise UserError(f"--batch-size {batch_size}: there are only {num_images:,} training images")
-    if batch_size < distributed.world_size():
-        raise UserError(f"--batch-size {batch_size}: fewer images than the {distributed.world_size()} processes")
-
-
-def validation_metrics(row):
-    """Return the validation metrics in an epoch's row, under the names that evaluate() uses."""
-    return {name: row[f"valid_{name}"] for name in METRICS if f"valid_{name}" in row}
 
 
 def resume_training(trainer, log):
@@ -214,14 +198,6 @@ def run_settings(checkpoint, source, config, start_from, dataset):
     sha256 = hashlib.sha256(subsample(dataset.images).cpu().contiguous().numpy()).hexdigest()
     settings["augment"] = list(config.augment)  # as --augment gives it
     return settings | {"palette": palette, "start_from": start_from and str(start_from), "data_sha256": sha256}
-
-
-def write_history(path, history):
-    """Write the metrics of all epochs to a CSV file, atomically."""
-    with atomic_write(path, "x") as file:
-        writer = csv.DictWriter(file, history[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
 
 
 def run_metadata(settings, device):

@@ -1,23 +1,21 @@
-"""Checkpoint files: a network's weights, its architecture and its palette.
-
-This module knows no networks and no layers; models.py builds the network from what is read here.
-"""
+"""Checkpoint files: a network's weights, architecture and palette, from which models.py builds the network."""
 
 import io
 import warnings
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from utils.console import UserError
-from utils.files import atomic_write
-from utils.unpickling import TensorUnpickler
+from utils.files import atomic_write, reading
+from utils.unpickling import RestrictedUnpickler
 
 FORMAT = "colorization checkpoint 2"
 OLD_FORMAT = "colorization checkpoint 1"  # stores the metrics under "figures"
+ADVICE = "name another file, or train it again"
 MAX_PICKLE = 4 << 20  # bytes of a file's containers; the numbers of its tensors come after them
 MODEL, KERNEL, NUM_FILTERS, COLORS = "UNet", 3, 32, 24  # the defaults
 
@@ -64,61 +62,48 @@ def write_torch_file(path, content):
 
 def read_torch_file(path, kind):
     """Load a file of plain containers of tensors, and nothing else. The UserError calls the file a `kind`."""
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the {kind} ({error.strerror})") from error
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(check_torch_file(raw), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises anything on a broken file
-        raise UserError(f"{path}: not a {kind}, or a corrupt one; train it again or download it again") from error
+    with reading(path, kind, ADVICE), warnings.catch_warnings(action="ignore"):
+        return torch.load(check_torch_file(Path(path).read_bytes()), map_location="cpu", weights_only=True)
 
 
 def check_torch_file(raw):
     """Return the bytes of a file of torch.save's as a stream that is safe to load. Raises some exception.
 
-    torch.load(weights_only=True) runs no code that a file names, but a small file can make it fill the
-    memory or run forever.
+    torch.load(weights_only=True) runs no code that a file names, but a small file can fill the memory or run forever.
     """
+    stream = io.BytesIO(raw[:MAX_PICKLE])
     if raw[:4] != b"PK\3\4":  # the format before PyTorch 1.6, that of the handout: five pickles, then the storages
-        pickles = io.BytesIO(raw[:MAX_PICKLE])
-        unpicklers = [TensorUnpickler(pickles) for _ in range(5)]
+        unpicklers = [RestrictedUnpickler(stream) for _ in range(5)]
         *_, keys = [unpickler.load() for unpickler in unpicklers]
         sizes = unpicklers[3].sizes
         if sum(sizes.values()) > len(raw) or sorted(map(int, keys)) != sorted(sizes):
             raise ValueError("its tensors claim to be larger than the file")
         return io.BytesIO(raw)
-    source, checked = zipfile.ZipFile(io.BytesIO(raw)), io.BytesIO()
+    source, stream = zipfile.ZipFile(io.BytesIO(raw)), io.BytesIO()
     parts = source.infolist()
     if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > len(raw):
         raise ValueError("its parts claim to be larger than the file")  # torch.save does not compress
-    with zipfile.ZipFile(checked, "w") as target:  # written again, so that PyTorch reads the parts checked here
+    with zipfile.ZipFile(stream, "w") as target:  # written again, so that PyTorch reads the parts checked here
         for part in parts:
             content = source.read(part)
             if part.filename.lower().endswith("data.pkl"):
-                TensorUnpickler(io.BytesIO(content[:MAX_PICKLE])).load()
+                RestrictedUnpickler(io.BytesIO(content[:MAX_PICKLE])).load()
             target.writestr(zipfile.ZipInfo(part.filename), content)
-    checked.seek(0)
-    return checked
+    stream.seek(0)
+    return stream
 
 
 def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=None):
     """Read a checkpoint of this package, or a bare state dict such as the handout's.
 
     A checkpoint of this package describes itself; arguments other than None must agree with it. A bare
-    state dict does not, so the arguments describe it.
-
-    Raises UserError if the file is neither, or does not agree.
+    state dict does not, so the arguments describe it. Raises UserError if the file is neither, or does not agree.
     """
     content = read_torch_file(path, "checkpoint")
-    described = {"model": model, "kernel": kernel, "num_filters": num_filters}
     if isinstance(content, dict) and content.get("format") in (FORMAT, OLD_FORMAT):
-        try:
+        with reading(path, "checkpoint", ADVICE):
             checkpoint = parse_checkpoint(content)
-        except Exception as error:  # a hostile file's entries may be of any type
-            raise UserError(f"{path}: a checkpoint with wrong or missing entries ({error}); train it again") from error
-        for name, value in described.items():
+        for name, value in {"model": model, "kernel": kernel, "num_filters": num_filters}.items():
             if value is not None and getattr(checkpoint, name) != value:
                 actual = f"{name.replace('_', ' ')} is {getattr(checkpoint, name)}, not {value}"
                 raise UserError(f"{path}: its {actual}; leave that flag out, or name another file")
@@ -135,13 +120,11 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
 
 def parse_checkpoint(content):
     """Return a file's content as a Checkpoint. Raises any exception if an entry is missing or invalid."""
-    names = ("model", "kernel", "num_filters", "state_dict", "data", "epoch")
-    palette = content["palette"]
-    checkpoint = Checkpoint(
-        palette=None if palette is None else check_palette(palette.numpy()),
-        metrics=content["metrics" if content["format"] == FORMAT else "figures"],
-        **{name: content[name] for name in names},
-    )
+    if content["format"] == OLD_FORMAT:
+        content["metrics"] = content["figures"]
+    if content["palette"] is not None:
+        content["palette"] = check_palette(content["palette"].numpy())
+    checkpoint = Checkpoint(**{field.name: content[field.name] for field in fields(Checkpoint)})
     sizes = checkpoint.kernel, checkpoint.num_filters
     if {type(size) for size in sizes} != {int} or sizes[0] not in range(1, 16, 2) or sizes[1] not in range(1, 1025):
         raise ValueError("its kernel or number of filters is not supported")
@@ -152,13 +135,9 @@ def parse_checkpoint(content):
 
 def check_palette(palette):
     """Return a palette as (K, 3) float64. Raises ValueError if it is not one."""
-    if not isinstance(palette, np.ndarray) or palette.dtype.kind != "f" or palette.ndim != 2 or palette.shape[1] != 3:
-        raise ValueError("it is not a float array with three columns")
-    if not 2 <= len(palette) <= 256:
-        raise ValueError(f"it has {len(palette)} colors; 2 to 256 are supported")
+    if palette.dtype.kind != "f" or palette.shape[1:] != (3,) or not 2 <= len(palette) <= 256:
+        raise ValueError(f"it is {palette.dtype} of shape {palette.shape}, not 2 to 256 rows of three floats")
     palette = palette.astype(np.float64)
-    if not ((palette >= 0) & (palette <= 1)).all():  # also false for NaN
-        raise ValueError("its values must be from 0 to 1")
-    if len(np.unique(palette, axis=0)) < len(palette):
-        raise ValueError("a color occurs twice")
+    if not ((palette >= 0) & (palette <= 1)).all() or len(np.unique(palette, axis=0)) < len(palette):
+        raise ValueError("its values are not all from 0 to 1, or a color occurs twice")  # the former also for NaN
     return palette

@@ -6,8 +6,6 @@ import sys
 import warnings
 from pathlib import Path
 
-OUT_OF_MEMORY = "out of memory; use fewer or smaller images, fewer filters or a smaller --batch-size"
-
 
 class UserError(Exception):
     """A problem that the user can solve; the one-line message says what is wrong and what to do."""
@@ -29,19 +27,17 @@ def run(main):
     except BrokenPipeError:  # the reader of our output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's final flush does not fail
         sys.exit(141)
-    except (UserError, MemoryError) as error:
-        error = error if isinstance(error, UserError) else OUT_OF_MEMORY
+    except (UserError, MemoryError, RuntimeError) as error:
+        line, code = str(error), 2
+        if isinstance(error, RuntimeError) and "out of memory" not in line and "can't allocate memory" not in line:
+            if "RANK" not in os.environ or not any(name in line for name in ("gloo", "NCCL", "Connection closed")):
+                raise
+            line, code = "another process ended or stopped responding, so this one ends", 1
+        elif not isinstance(error, UserError):
+            line = "out of memory; use fewer or smaller images, fewer filters or a smaller --batch-size"
         process = f" (process {os.environ['RANK']})" if os.environ.get("RANK", "0") != "0" else ""
-        print(f"{script}{process}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        if "out of memory" in str(error) or "can't allocate memory" in str(error):  # PyTorch's words
-            print(f"{script}: {OUT_OF_MEMORY}", file=sys.stderr)
-            sys.exit(2)
-        if "RANK" not in os.environ or not any(name in str(error) for name in ("gloo", "NCCL", "Connection closed")):
-            raise
-        print(f"{script}: another process ended or stopped responding, so this one ends", file=sys.stderr)
-        sys.exit(1)
+        print(f"{script}{process}: {line}", file=sys.stderr)
+        sys.exit(code)
     except KeyboardInterrupt as stop:
         print(f"\n{script}: {stop or 'stopped by Ctrl-C'}", file=sys.stderr)
         sys.exit(130)

@@ -1,10 +1,10 @@
 """The device of this process, and the processes that train one network together.
 
-torchrun starts the processes and passes each its rank in the environment. Only rank 0
-prints and writes.
+torchrun starts the processes and passes each its rank in the environment. Only rank 0 prints and writes.
 """
 
 import os
+import re
 import sys
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,44 +22,31 @@ def choose_device(name):
     """Return the torch device called `name`; None means CUDA if there is a GPU, else the CPU."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: no such device; use cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: only cpu and cuda are supported")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: no such GPU on this machine; leave the flag out, or use --device cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", name):
+        raise UserError(f"--device {name}: no such device; only cpu and cuda are supported")
+    device = torch.device(name)
     if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"--device {name}: no such GPU on this machine; leave the flag out or start fewer processes"
+            )
         torch.cuda.set_device(device.index or 0)  # the one of streams and graphs
     return device
 
 
-def setup(device_name):
-    """Initialize the process group, if torchrun started this process, and return its device.
-
-    On CUDA each process uses its own GPU. Raises UserError if there are too few.
-    """
+def setup(device_name, several=True):
+    """Return this process's device, on CUDA its own GPU; join the group if torchrun started it. Raises UserError."""
     device = choose_device(device_name)
     if not dist.is_torchelastic_launched():
         return device
+    if not several:
+        raise UserError("only training takes several processes; start this with python, not torchrun")
     if device.type == "cuda":
-        if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
-            raise UserError(
-                f"only {torch.cuda.device_count()} GPUs; start at most that many processes, or use --device cpu"
-            )
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+        device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     if rank():  # rank 0 prints for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, stays open as long as the process runs
     return device
-
-
-def require_single_process(action):
-    """Raise UserError if `action`, which needs a single process, was started in several."""
-    if world_size() > 1:
-        raise UserError(f"{action} takes one process; start it with python, not torchrun")
 
 
 def cleanup():
@@ -82,13 +69,6 @@ def all_reduce_sum(tensor):
     """Return the sum of all processes' tensors, which must have the same shape."""
     if world_size() > 1:
         dist.all_reduce(tensor)
-    return tensor
-
-
-def broadcast_from_rank0(tensor):
-    """Return rank 0's tensor; the other ranks pass one of the same shape and type to be overwritten."""
-    if world_size() > 1:
-        dist.broadcast(tensor, 0)
     return tensor
 
 

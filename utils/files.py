@@ -1,4 +1,4 @@
-"""Atomic file writing: a failure leaves existing files as they were."""
+"""Files: errors of reading in one line, and atomic writing, whose failure leaves existing files as they were."""
 
 import glob
 import itertools
@@ -12,15 +12,24 @@ from pathlib import Path
 from utils.console import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
-HOUR = 3600  # seconds
+
+
+@contextmanager
+def reading(path, kind, advice):
+    """Turn any error of the block, which reads the file `path`, into a UserError that ends with some advice."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the {kind} ({error.strerror or error}); {advice}") from error
+    except Exception as error:  # a broken file may raise anything, even MemoryError
+        raise UserError(f"{path}: not a {kind}, or a corrupt one ({error!s:.200}); {advice}") from error
 
 
 @contextmanager
 def atomic_write(path, mode="xb"):
-    """Open a temporary file beside `path` that replaces it when the block succeeds.
+    """Open a temporary file beside `path` that replaces it when the block succeeds; a failure leaves it as it was.
 
-    A failure leaves `path` as it was. Missing folders are created. Raises UserError
-    if the file cannot be written.
+    Missing folders are created. Raises UserError if the file cannot be written.
     """
     path = Path(os.path.realpath(path))  # a symbolic link is followed
     temporary = temporary_path(path)
@@ -51,14 +60,11 @@ def write_json(path, content):
 
 
 def check_targets(targets, inputs=()):
-    """Raise UserError unless the files `targets` can be written, and replace neither each other nor an input.
+    """Raise UserError unless all `targets` can be written, replacing neither each other nor an input.
 
-    `inputs` are the files and folders of images that are read; what is None or does not exist is ignored.
+    `inputs` are the files and the folders of images that are read; what is None or does not exist is ignored.
     """
-    seen = {}
-    for given in inputs:
-        if given and os.path.exists(given):
-            seen[file_identity(given)] = given
+    seen = {file_identity(given): given for given in inputs if given and os.path.exists(given)}
     for target in targets:
         check_writable(target)
         for folder in Path(os.path.realpath(target)).parents if Path(target).suffix == ".png" else ():
@@ -79,10 +85,7 @@ def file_identity(path):
 
 
 def check_writable(path):
-    """Raise UserError unless a file can be written at `path`, in a folder that need not exist yet.
-
-    Deletes the temporary files that a killed process left there.
-    """
+    """Raise UserError unless `path` can be written, its folder made if needed; delete what a killed process left."""
     path = Path(os.path.realpath(path))
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: cannot write it (it is a folder or a device); name a file")
@@ -93,7 +96,7 @@ def check_writable(path):
         trial.unlink()
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
             with suppress(FileNotFoundError):  # another process may delete it first
-                if time.time() - leftover.stat().st_mtime > HOUR:  # no process is still writing it
+                if time.time() - leftover.stat().st_mtime > 3600:  # an hour: no process is still writing it
                     leftover.unlink()
     except OSError as error:
         raise UserError(f"{path}: cannot write it ({error.strerror or error})") from error
@@ -101,10 +104,7 @@ def check_writable(path):
 
 @contextmanager
 def new_file(path):
-    """Yield `path`, with a number added to its name if it exists already, reserved by an empty file.
-
-    A failure removes the file. Raises UserError if it cannot be written.
-    """
+    """Yield `path`, numbered if it exists, reserved by an empty file that a failure removes. Raises UserError."""
     unique = path = Path(path)
     try:
         Path(os.path.realpath(path.parent)).mkdir(parents=True, exist_ok=True)

@@ -5,34 +5,27 @@ from pathlib import Path
 
 from utils.checkpoint import COLORS, KERNEL, MODEL, NUM_FILTERS
 
-TRAINING_FLAGS = ("batch_size", "learning_rate", "augment", "precision", "plot", "resume", "start_from")
+TRAINING_FLAGS = ("epochs", "batch_size", "learning_rate", "augment", "precision", "plot", "resume", "start_from")
+TRAINING_FLAGS += ("rebalance", "picture_weight")  # of the classifiers
 
 
-def number(kind, low, high, what):
-    """Return an argparse type: a `kind` (int or float) from `low` to `high`."""
+def add_number(group, *names, low, high, text, default=None, metavar="N", **more):
+    """Add a flag that takes a number from `low` to `high`, of the default's type; without a default, an integer."""
 
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {low} to {high}")
+    def number(word):  # argparse calls it by this name
+        value = int(word) if default is None else type(default)(word)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{word!r} is not a number from {low} to {high}")
         return value
 
-    return parse
+    text += "" if default is None else " (%(default)s)"
+    group.add_argument(*names, type=number, default=default, metavar=metavar, help=text, **more)
 
 
-def add_number(group, *names, default, low, high, text, metavar="N", **more):
-    """Add a flag that takes a number of the default's type, from `low` to `high`; its help ends with the default."""
-    kind = number(type(default), low, high, "a number")
-    group.add_argument(*names, type=kind, default=default, metavar=metavar, help=f"{text} (%(default)s)", **more)
-
-
-def reject_flags(parser, values, mode, useless):
+def reject_flags(parser, args, mode, useless):
     """End with an error if a flag named in `useless`, which has no effect in this mode, differs from its default."""
     for name in useless:
-        if values[name] != parser.get_default(name):
+        if getattr(args, name, None) != parser.get_default(name):  # both None for another script's flag
             flag = name.replace("learning", "learn").replace("_", "-")
             parser.error(f"--{flag} has no effect with {mode}; leave one of them out")
 
@@ -40,9 +33,7 @@ def reject_flags(parser, values, mode, useless):
 def add_action_flags(parser, default="train"):
     """Add the flags that choose an action other than the default one; return their group."""
     group = parser.add_argument_group(f"action (default: {default})")
-    group.add_argument(
-        "--valid", action="store_true", help="evaluate a checkpoint instead of training, and draw samples"
-    )
+    group.add_argument("--valid", action="store_true", help="evaluate a checkpoint instead of training; draw samples")
     group.add_argument("--resume", action="store_true", help="continue the interrupted run of the same command")
     text = "initialize training with the weights and palette of this file"
     group.add_argument("--start-from", type=Path, metavar="FILE", help=text)
@@ -55,11 +46,10 @@ def add_network_flags(parser, checkpoint_help, models=None):
     if models:
         group.add_argument("-m", "--model", choices=models, help=f"the network ({MODEL})")
         group.add_argument("-c", "--colors", metavar="K|FILE", help=f"number of colors, or a palette file ({COLORS})")
-    count = number(int, 1, 1024, "a number of filters")
-    names = "-f", "--num-filters", "--num_filters"
     odd = range(1, 16, 2)
     group.add_argument("-k", "--kernel", type=int, choices=odd, metavar="N", help=f"filter size, odd ({KERNEL})")
-    group.add_argument(*names, type=count, metavar="N", help=f"filters of the first stage ({NUM_FILTERS})")
+    text = f"filters of the first stage ({NUM_FILTERS})"
+    add_number(group, "-f", "--num-filters", "--num_filters", low=1, high=1024, text=text)
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help=checkpoint_help)
 
 
@@ -68,8 +58,8 @@ def add_image_flags(parser, source, classes):
     group = parser.add_argument_group("images")
     kinds = "cifar10, sample (two photographs), a folder of images or of CIFAR-10, or an .npy file (%(default)s)"
     group.add_argument("--data", default=source.name, metavar="NAME|PATH", help=kinds)
-    category, text = source.category, "class of CIFAR-10, or all of them (%(default)s)"
-    group.add_argument("--category", choices=[*classes, "all"], default=category, help=text)
+    text = "class of CIFAR-10, or all of them (%(default)s)"
+    group.add_argument("--category", choices=[*classes, "all"], default=source.category, help=text)
     return group
 
 

@@ -10,20 +10,13 @@ import numpy as np
 class PickledArray:
     """Stands in for numpy.ndarray while unpickling, so that a file cannot call into numpy."""
 
-    def __init__(self, *_):
-        self.state = None
-
     def __setstate__(self, state):
-        self.state = state
-
-    def array(self):
-        """Return the array. Raises ValueError unless it is a plain array of bytes, floats or objects."""
-        _, shape, dtype, fortran_order, content = self.state
+        """Set `array`. Raises ValueError unless it is a plain array of bytes, floats or objects."""
+        _, shape, dtype, fortran_order, content = state
         if fortran_order:
             raise ValueError("Fortran-ordered arrays are not supported")
-        if dtype.code == "O8":
-            return content
-        return np.frombuffer(content, {"u1": "u1", "f8": "<f8"}[dtype.code]).reshape(shape)
+        types = {"u1": "u1", "f8": "<f8"}
+        self.array = content if dtype.code == "O8" else np.frombuffer(content, types[dtype.code]).reshape(shape)
 
 
 class PickledDtype:
@@ -45,7 +38,7 @@ OPCODES = (  # what CIFAR-10, the handout and torch.save write: none that runs c
 
 
 class RestrictedUnpickler(pickle._Unpickler):
-    """Reads pickles of plain containers and of what `stand_ins` lists, in time and memory linear in their size.
+    """Reads pickles of plain containers, of arrays as CIFAR-10 and the handout have them, and of tensors, as None.
 
     Nothing that a file names is ever imported or called: names map to the stand-ins, and any other
     name raises an error. No container may occur twice, since a few bytes could then stand for a
@@ -53,8 +46,21 @@ class RestrictedUnpickler(pickle._Unpickler):
     of the standard library, because the one in C allocates 64 GB of memory if a file asks for it.
     """
 
-    stand_ins: ClassVar = {}
+    stand_ins: ClassVar = {
+        "collections.OrderedDict": OrderedDict,
+        "numpy.core.multiarray._reconstruct": lambda *_: PickledArray(),
+        "numpy.core.multiarray.scalar": lambda dtype, content: np.frombuffer(content, "<f8")[0],
+        "numpy.ndarray": None,
+        "numpy.dtype": PickledDtype,
+        "torch._utils._rebuild_tensor": lambda *_: None,  # of PyTorch up to 0.3, in the handout
+        "torch._utils._rebuild_tensor_v2": lambda *_: None,
+        "torch._utils._rebuild_parameter": lambda *_: None,
+    }
     dispatch: ClassVar = {opcode: pickle._Unpickler.dispatch[opcode] for opcode in OPCODES}
+
+    def __init__(self, file):
+        super().__init__(file, encoding="bytes")
+        self.sizes = {}  # the number of elements of each storage of tensors
 
     def load_get(self, load):
         load(self)
@@ -87,38 +93,11 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def find_class(self, module, name):
         wanted = f"{module}.{name}"
+        if module == "torch" and name.endswith("Storage"):
+            return None
         if wanted not in self.stand_ins:
             raise pickle.UnpicklingError(f"it asks for {wanted}, which such a file does not need")
         return self.stand_ins[wanted]
-
-
-class ArrayUnpickler(RestrictedUnpickler):
-    """Reads pickles with numpy arrays, as CIFAR-10 and the handout contain them."""
-
-    stand_ins: ClassVar = {
-        "numpy.core.multiarray._reconstruct": PickledArray,
-        "numpy.core.multiarray.scalar": lambda dtype, content: np.frombuffer(content, "<f8")[0],
-        "numpy.ndarray": None,
-        "numpy.dtype": PickledDtype,
-    }
-
-
-class TensorUnpickler(RestrictedUnpickler):
-    """Reads what torch.save pickles, with None for every tensor; `sizes` has the number of elements of each storage."""
-
-    stand_ins: ClassVar = {
-        "collections.OrderedDict": OrderedDict,
-        "torch._utils._rebuild_tensor": lambda *_: None,  # of PyTorch up to 0.3, in the handout
-        "torch._utils._rebuild_tensor_v2": lambda *_: None,
-        "torch._utils._rebuild_parameter": lambda *_: None,
-    }
-
-    def __init__(self, file):
-        super().__init__(file, encoding="bytes")
-        self.sizes = {}
-
-    def find_class(self, module, name):
-        return None if module == "torch" and name.endswith("Storage") else super().find_class(module, name)
 
     def persistent_load(self, saved_id):
         _, _, key, _, size, *_ = saved_id
@@ -126,5 +105,5 @@ class TensorUnpickler(RestrictedUnpickler):
 
 
 def unpickle(file):
-    """Read one Python 2 pickle of containers and arrays; strings are returned as bytes."""
-    return ArrayUnpickler(file, encoding="bytes").load()
+    """Read one pickle of containers, arrays and tensors; Python 2's strings are returned as bytes, tensors as None."""
+    return RestrictedUnpickler(file).load()
