@@ -11,18 +11,19 @@ def augment(images, transforms):
     "mirror" and "upside-down" flip an image with probability 1/2; "shift-x" and "shift-y" shift it
     by -1, 0 or 1 pixel, with reflection padding.
     """
-    count, _, height, width = images.shape
+    count, channels, height, width = images.shape
     device = images.device
 
     def source_indices(size, shift, flip):
         """Return the source row or column of each pixel, (N, size)."""
-        offset = torch.randint(-1, 2, (count, 1), device=device) if shift in transforms else 0
-        indices = (torch.arange(size, device=device) + offset).abs().expand(count, size)
-        indices = torch.where(indices < size, indices, 2 * (size - 1) - indices)
+        indices = torch.arange(size, device=device)
+        if shift in transforms:
+            indices = (indices + torch.randint(-1, 2, (count, 1), device=device)).abs()
+            indices = size - 1 - (size - 1 - indices).abs()  # reflected at both ends
         if flip in transforms:
-            indices = torch.where(torch.rand(count, 1, device=device) < 0.5, indices.flip(1), indices)
-        return indices
+            indices = torch.where(torch.rand(count, 1, device=device) < 0.5, size - 1 - indices, indices)
+        return indices.expand(count, size)
 
     rows, columns = source_indices(height, "shift-y", "upside-down"), source_indices(width, "shift-x", "mirror")
-    images = images.gather(2, rows.view(count, 1, height, 1).expand_as(images))
-    return images.gather(3, columns.view(count, 1, 1, width).expand_as(images))
+    places = (rows[:, :, None] * width + columns[:, None]).view(count, 1, -1)  # (N, 1, H·W)
+    return images.flatten(2).gather(2, places.expand(-1, channels, -1)).view_as(images)

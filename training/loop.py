@@ -22,7 +22,7 @@ from training.evaluation import cross_entropy, evaluate
 from training.optim import Adam, Muon, averaging_weight, flatten, middle_weights, one_cycle
 from utils import distributed
 
-MUON_RATE = 1.25  # Muon's learning rate as a multiple of Adam's
+MUON_RATE = 2.5  # Muon's learning rate as a multiple of Adam's
 
 
 @dataclass(frozen=True)
