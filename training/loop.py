@@ -116,15 +116,17 @@ def train(trainer, valid, epochs_done=0):
     config = trainer.config
     pixels, rank, world_size = trainer.dataset.pixels, distributed.rank(), distributed.world_size()
     step = choose_step(trainer)
+    steps_per_epoch = math.ceil(len(pixels) / config.batch_size)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         start = time.perf_counter()
         trainer.model.train()
         torch.manual_seed(derive_seed(config.seed, epoch, 1 + rank))  # for augmentation
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, 0))
-        batches = torch.randperm(len(pixels), generator=generator).to(pixels.device).split(config.batch_size)
-        losses = torch.zeros(len(batches), device=trainer.device)
-        for number, batch in enumerate(tqdm(batches, leave=False, disable=True if rank else None, unit="step")):
-            progress = epoch - 1 + number / len(batches)
+        order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
+        losses = torch.zeros(steps_per_epoch, device=trainer.device)
+        for number in tqdm(range(steps_per_epoch), leave=False, disable=True if rank else None, unit="step"):
+            batch = order[number * config.batch_size : (number + 1) * config.batch_size]
+            progress = epoch - 1 + number / steps_per_epoch
             trainer.learning_rate.fill_(config.learning_rate * one_cycle(progress / config.epochs))
             mine = batch[rank::world_size]
             count = len(mine)
