@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.contrib.concurrent import thread_map
 
 from sources.cifar10 import CLASSES, FOLDER, contains_cifar10, load_cifar10
 from sources.image_files import array_images, folder_images, sample_images
@@ -24,6 +25,7 @@ from utils.files import PROJECT, atomic_write, check_targets, reading
 from utils.flags import add_image_flags, add_number
 from utils.unpickling import unpickle
 
+STARTS = 8  # of k-means
 MAX_SCANNED_IMAGES = 50_000  # larger data sets are sampled before training, not read whole
 
 
@@ -201,7 +203,8 @@ def label_table(images, palette):
 def fit_palette(images, num_colors, seed=0):
     """Fit a palette to all pixels of uint8 images by k-means: ((K, 3) float64, mean distance).
 
-    Colors are sorted from dark to light, by R + G + B. Raises UserError if the images have too few colors.
+    The best of STARTS random starts is kept. Colors are sorted from dark to light, by R + G + B. Raises
+    UserError if the images have too few colors.
     """
     from sklearn.cluster import KMeans  # slow to import, and seldom needed
     from threadpoolctl import threadpool_limits
@@ -210,9 +213,15 @@ def fit_palette(images, num_colors, seed=0):
     colors = unpack_rgb(codes.numpy())
     if len(colors) < num_colors:
         raise UserError(f"--colors {num_colors}: the images have only {len(colors)} different colors; ask for fewer")
-    with threadpool_limits(1, "openmp"):  # threads sum in varying order, so rounding would differ
-        kmeans = KMeans(num_colors, random_state=seed, n_init=1, max_iter=300, tol=1e-5)
-        palette = kmeans.fit(colors, sample_weight=counts.numpy()).cluster_centers_
+
+    def fit(start):
+        kmeans = KMeans(num_colors, random_state=start, n_init=1, max_iter=1000, tol=1e-7)
+        return kmeans.fit(colors, sample_weight=counts.numpy())
+
+    starts = np.random.SeedSequence(seed).generate_state(STARTS)
+    settings = {"max_workers": os.cpu_count(), "desc": "k-means", "leave": False, "disable": None}
+    with threadpool_limits(1, "openmp"):  # threads within a start would sum in varying order
+        palette = min(thread_map(fit, starts, **settings), key=lambda kmeans: kmeans.inertia_).cluster_centers_
     palette = palette[np.argsort(palette.sum(1), kind="stable")]
     return palette, np.average(nearest_color(colors, palette)[1], weights=counts.numpy())
 
