@@ -95,7 +95,7 @@ def memory_of(process):
 
 def run_of(path, folder, seconds_of_training):
     """Train on a file of images for some seconds; return the seconds until it begins, and its memory in MB."""
-    argv = ["colorization.py", "--data", path, "-c", palette_path(24, "horse"), "-e", 1, "--out-dir", folder]
+    argv = ["colorization.py", "--data", path, "-c", palette_path(24, "horse"), "-e", 99, "--out-dir", folder]
     start = time.perf_counter()
     command = [sys.executable, *map(str, argv)]
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
