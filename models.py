@@ -119,7 +119,10 @@ class RegressionCNN(CNN):
 
 
 class UNet(nn.Module):
-    """CNN with skip connections (Ronneberger et al. 2015): each decoder stage also receives the encoder's maps."""
+    """CNN with skip connections (Ronneberger et al. 2015): logits (N, num_colors, H, W).
+
+    Each decoder stage also receives the encoder's feature maps of the same size.
+    """
 
     def __init__(self, kernel, num_filters, num_colors):
         super().__init__()

@@ -135,7 +135,9 @@ def draw(by_images, by_filters, by_processes):
         ax.loglog(list(values), list(values.values()), "o-")
         if "images" not in along:
             ax.set_xticks(list(values), list(map(str, values)))
-            ax.set_yticks(list(values.values()), [f"{value:.2g}" if value < 100 else f"{value:,.0f}" for value in values.values()])
+            ax.set_yticks(
+                list(values.values()), [f"{value:.2g}" if value < 100 else f"{value:,.0f}" for value in values.values()]
+            )
             ax.minorticks_off()
         ax.set_xlabel(along)
         ax.set_ylabel(up)

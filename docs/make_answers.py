@@ -27,11 +27,12 @@ from tqdm import tqdm
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+import colorization
+import models
 from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray
 from models import CLASSIFIERS, MyConv2d, MyDilatedConv2d, file_name, load_network, predict
 from pictures.decoding import comparison_rows
 from pictures.plots import new_figure, save, save_image_grid
-from training.evaluation import evaluate
 from utils.console import print_table, run
 
 RUNS = PROJECT / "outputs" / "answers"
@@ -51,21 +52,27 @@ AUGMENTATIONS = {
         ["--augment", "-e", 15, "-l", 0.012],  # from the weights of the first
     ],
     "(b), (c) and (d), the default": [[]],
+    "(a), (b), (c) and (d)": [["--augment", "upside-down", "mirror", "shift-x", "shift-y"]],
     "the default and --rebalance": [["--rebalance"]],
 }
 NETWORKS = {model: [["--model", model]] for model in CLASSIFIERS}
-SWEEP = list(itertools.product((0.01, 0.02, 0.04, 0.08), (12, 25, 100)))  # peak learning rate, batch size
+WIDE_CNN = {"CNN of 37 filters": [["--model", "CNN", "-f", 37]]}  # about as many weights as the UNet
+SKIPS = {"upconv1": "downconv2 to upconv1 (8x8)", "upconv2": "downconv1 to upconv2 (16x16)"}
+SKIPS |= {"finalconv": "gray image to finalconv (32x32)"}
+CUTS = {"all skips": [["-e", 10]]} | {name: [["--cut", stage, "-e", 10]] for stage, name in SKIPS.items()}
+SWEEP = list(itertools.product((0.02, 0.04, 0.08, 0.16), (12, 25, 50, 100)))  # peak learning rate, batch size
 
 
 def runs():
     """Return all trainings, {folder: the flags of one or several commands, each going on from the one before}."""
-    conditions = AUGMENTATIONS | NETWORKS
+    conditions = AUGMENTATIONS | NETWORKS | WIDE_CNN | CUTS
     result = {
         f"{short(name)}_{seed}": [[*flags, "-s", seed] for flags in commands]
         for name, commands in conditions.items()
         for seed in SEEDS
     }
-    return result | {f"sweep_{rate}_{batch}": [["-e", 5, "-l", rate, "-b", batch]] for rate, batch in SWEEP}
+    sweep = itertools.product(SWEEP, SEEDS)
+    return result | {f"sweep_{r}_{b}_{seed}": [["-e", 5, "-l", r, "-b", b, "-s", seed]] for (r, b), seed in sweep}
 
 
 def short(name):
@@ -103,7 +110,7 @@ def train(name, commands, data_flags, environment):
         resume = ["--resume"] if any(folder.glob("*.state")) else []
         if not any(folder.glob("*_images.png")):
             flags = ["--holdout", 500, *flags, "--out-dir", folder, *data_flags, *start_from, *resume]
-            script("colorization.py", *flags, **environment)
+            script("docs/make_answers.py" if "--cut" in flags else "colorization.py", *flags, **environment)
         start_from = ["--start-from", folder / file_name("UNet", 3, 32)]
 
 
@@ -217,30 +224,22 @@ def rebalanced_pictures(data_flags):
     table("Class rebalancing", names, rows)
 
 
-def without_skips(source):
-    """Print the shipped UNet's figures with one skip connection after another set to zero."""
-    net, checkpoint = load_network(None, "UNet")
-    valid = ImageDataset(source.validation_images(), checkpoint.palette, torch.device("cpu"))
+def train_cut(stage, argv):
+    """Train a UNet whose skip connection into a stage carries zeros; `argv` are colorization.py's flags."""
 
-    def zero_half(module, inputs):  # the skip's maps are the latter half of what was joined
-        joined = inputs[0].clone()
-        joined[:, joined.shape[1] // 2 :] = 0
-        return (joined,)
+    def zero_skip(module, inputs):
+        if len(inputs) == 2:
+            return inputs[0], inputs[1] * 0
+        (joined,) = inputs  # the skip's maps are the latter half
+        return joined * (torch.arange(joined.shape[1]) < joined.shape[1] // 2).view(1, -1, 1, 1)
 
-    cuts = {
-        "none": None,
-        "downconv2 to upconv1 (8x8)": (net.upconv1, zero_half),
-        "downconv1 to upconv2 (16x16)": (net.upconv2, zero_half),
-        "gray image to finalconv (32x32)": (net.finalconv, lambda module, inputs: (inputs[0], inputs[1] * 0)),
-    }
-    rows = []
-    for name, cut in cuts.items():
-        hook = cut and cut[0].register_forward_pre_hook(cut[1])
-        metrics = evaluate(net, valid)
-        rows.append([name, f"{metrics['loss']:.3f}", f"{metrics['accuracy']:.1%}"])
-        if hook:
-            hook.remove()
-    table("Shipped UNet, one skip connection cut", ["cut", "loss", "accuracy"], rows)
+    class CutUNet(models.UNet):
+        def __init__(self, *settings):
+            super().__init__(*settings)
+            getattr(self, stage).register_forward_pre_hook(zero_skip)
+
+    models.NETWORKS["UNet"] = CutUNet
+    colorization.main(argv)
 
 
 def seen_by_middle_pixel(net, size=64, images=200):
@@ -327,7 +326,14 @@ def main(argv):
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, metavar="N")
     parser.add_argument("--data", default="cifar10", help="cifar10, or the folder that contains it")
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--cut", choices=SKIPS, help="train a UNet without a skip into this stage; other flags as usual"
+    )
+    args, more = parser.parse_known_args(argv)
+    if args.cut:
+        return train_cut(args.cut, [*more, "--data", args.data])  # colorization.py's flags
+    if more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     source = ImageSource(args.data)
     if not source.cifar10_folder:
         raise SystemExit(f"--data {args.data}: not a folder that contains CIFAR-10")
@@ -348,17 +354,17 @@ def main(argv):
     shipped_pictures(data_flags)
     side_by_side(source)
     curves(["CNN", "UNet"])
-    over_seeds("CNN and UNet", ["CNN", "UNet"])
-    without_skips(source)
+    over_seeds("CNN and UNet", ["CNN", *WIDE_CNN, "UNet"])
+    over_seeds("UNet trained without a skip connection, 10 epochs", CUTS)
     receptive_fields()
     activation_sheets(data_flags)
     over_seeds("Augmentation, UNet", [name for name in AUGMENTATIONS if "--rebalance" not in name])
     rebalanced_pictures(data_flags)
-    losses = {(rate, batch): history(f"sweep_{rate}_{batch}")[-1]["valid_loss"] for rate, batch in SWEEP}
-    batches = sorted({batch for _, batch in SWEEP})
-    rows = [
-        [rate, *(f"{losses[rate, batch]:.3f}" for batch in batches)] for rate in sorted({rate for rate, _ in SWEEP})
-    ]
+    rates, batches = (sorted({pair[axis] for pair in SWEEP}) for axis in (0, 1))
+    rows = []
+    for rate in rates:
+        runs_of = {batch: [f"sweep_{rate}_{batch}_{seed}" for seed in SEEDS] for batch in batches}
+        rows.append([rate, *(spread([history(n)[-1]["valid_loss"] for n in names], 3) for names in runs_of.values())])
     table("Five epochs, held-out loss", ["peak learning rate", *(f"batches of {batch}" for batch in batches)], rows)
     over_seeds("UNet and dilated UNet", ["UNet", "DUNet"])
 

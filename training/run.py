@@ -152,7 +152,9 @@ def run_validation(net, checkpoint, source, out_dir, temperature=TEMPERATURE, js
     print(f"saved {path}")
 
     gray = rows["gray input"][:, :1]
-    if checkpoint.palette is not None:
+    if checkpoint.palette is None:
+        rows["prediction, over the gray"] = apply_chroma(rows["prediction"], gray)
+    else:
         rows["truth in palette colors, over the gray"] = apply_chroma(rows["truth in palette colors"], gray)
     if json_path:
         mean = subsample(source.training_images()).mean((0, 2, 3), dtype=torch.float32) / 256
