@@ -1,5 +1,6 @@
 """Colorize photographs of any size: the network colors a small copy; its chroma is added to the full-size gray."""
 
+import contextlib
 import os
 import re
 import sys
@@ -59,7 +60,19 @@ def colorize_full_size(chroma, image):
     return Image.fromarray(colored)
 
 
-def save_image(folder, source, image, alpha):
+def kept_metadata(info):
+    """Return what a colored image keeps of its source's `info`, as arguments of Image.save(), without the thumbnail."""
+    kept = {name: info[name] for name in ("dpi", "icc_profile") if info.get(name)}
+    if kept.get("icc_profile", b"")[16:20] != b"RGB ":  # a profile of gray or of printing colors
+        kept.pop("icc_profile", None)
+    with contextlib.suppress(Exception):  # broken metadata may raise anything
+        exif = Image.Exif()
+        exif.load(info["exif"])
+        kept["exif"] = exif.tobytes()
+    return {name: value for name, value in kept.items() if len(value) < 60_000}  # a JPEG takes no more
+
+
+def save_image(folder, source, image, alpha, info):
     """Write a colored image under a new name, as JPEG if its source is one without transparency, else as PNG."""
     as_jpeg = source.suffix.lower() in (".jpg", ".jpeg") and alpha is None
     settings = {"format": "JPEG", "quality": 93} if as_jpeg else {"format": "PNG", "compress_level": 1}
@@ -67,7 +80,7 @@ def save_image(folder, source, image, alpha):
         image.putalpha(alpha)
     path = folder / f"{source.stem}_colored.{'jpg' if as_jpeg else 'png'}"
     with new_file(path) as unique, atomic_write(unique) as file:
-        image.save(file, **settings)
+        image.save(file, **settings, **kept_metadata(info))
     return unique
 
 
@@ -95,7 +108,7 @@ def colorize_files(paths, folder, net, palette, working_size=WORKING_SIZE, tempe
         try:
             image, alpha = read_image(file)
             colored = colorize_full_size(predict_chroma(net, palette, image, working_size, temperature), image)
-            tqdm.write(f"saved {save_image(folder, file, colored, alpha)}")
+            tqdm.write(f"saved {save_image(folder, file, colored, alpha, image.info)}")
         except UserError as error:
             failed += 1
             tqdm.write(str(error), file=sys.stderr)

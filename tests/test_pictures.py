@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import smooth_images
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -156,6 +156,29 @@ def test_any_format_and_mode_is_colored_at_its_size(tmp_path, capsys):
                 assert abs(np.asarray(colored.convert("RGB")).astype(float).mean(2) - gray).max() <= 1
     deep, plain = (np.asarray(image_files.read_image(album / f"{name}")[0]) for name in ("deep.png", "floats.tif"))
     assert abs(deep.astype(int) - plain).max() <= 1 and deep.max() > 128
+
+
+def test_a_colored_photograph_keeps_its_metadata(tmp_path):
+    """Orientation is applied; date, resolution and color profile stay, and the old thumbnail does not."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.DateTime] = 6, "2001:02:03 04:05:06"
+    photo = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((40, 24))
+    for name in ("a.jpg", "a.png"):
+        photo.save(tmp_path / name, exif=exif, icc_profile=profile, dpi=(300, 300))
+    photo.convert("L").save(tmp_path / "gray.jpg", icc_profile=profile.replace(b"RGB ", b"GRAY"))
+    photo.save(tmp_path / "broken.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    colorization.main(["--colorize", str(tmp_path), "--out-dir", str(tmp_path / "out")])
+    for name in ("a_colored.jpg", "a_colored.png"):
+        with Image.open(tmp_path / "out" / name) as colored:
+            assert colored.size == (24, 40)
+            assert colored.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            assert colored.getexif()[ExifTags.Base.DateTime] == "2001:02:03 04:05:06"
+            assert colored.info["icc_profile"] == profile
+            assert colored.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    with Image.open(tmp_path / "out" / "gray_colored.jpg") as colored:
+        assert "icc_profile" not in colored.info
+    assert (tmp_path / "out" / "broken_colored.jpg").exists()
 
 
 def test_names_are_never_overwritten_and_what_is_no_picture_is_named(tmp_path, capsys, fails):
