@@ -16,6 +16,7 @@ from sources.cifar10 import CLASSES
 from sources.image_files import load_square
 from utils.console import UserError, run
 from utils.distributed import choose_device
+from utils.files import check_targets
 from utils.flags import add_image_flags, add_network_flags, add_output_flags, reject_flags
 
 
@@ -51,6 +52,7 @@ def main(argv):
     outputs = stage_outputs(net.to(device), to_gray(image))  # name -> (1, C, H, W)
 
     folder = args.out_dir / f"activations_{FILE_STEMS[checkpoint.model]}_{name}"
+    check_targets([folder / "0_image.png"], [args.image, source.path])
     targets = ImageDataset(image, checkpoint.palette, device).targets(image)
     rows = comparison_rows(image, targets, outputs["finalconv"].cpu(), checkpoint.palette)
     save_image_grid(folder / "0_image.png", f"{checkpoint.model}, image {name}", rows)

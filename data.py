@@ -216,12 +216,12 @@ def fit_palette(images, num_colors, seed=0):
 
     def fit(start):
         kmeans = KMeans(num_colors, random_state=start, n_init=1, max_iter=1000, tol=1e-7)
-        return kmeans.fit(colors, sample_weight=counts.numpy())
+        with threadpool_limits(1, "openmp"):  # of this thread's OpenMP threads, which would sum in varying order
+            return kmeans.fit(colors, sample_weight=counts.numpy())
 
     starts = np.random.SeedSequence(seed).generate_state(STARTS)
     settings = {"max_workers": os.cpu_count(), "desc": "k-means", "leave": False, "disable": None}
-    with threadpool_limits(1, "openmp"):  # threads within a start would sum in varying order
-        palette = min(thread_map(fit, starts, **settings), key=lambda kmeans: kmeans.inertia_).cluster_centers_
+    palette = min(thread_map(fit, starts, **settings), key=lambda kmeans: kmeans.inertia_).cluster_centers_
     palette = palette[np.argsort(palette.sum(1), kind="stable")]
     return palette, np.average(nearest_color(colors, palette)[1], weights=counts.numpy())
 

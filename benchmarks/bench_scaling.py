@@ -29,6 +29,7 @@ from data import load_palette, palette_path
 from models import create_model
 from pictures.plots import new_figure, save
 from sources.image_files import array_images
+from training.loop import choose_precision
 from utils.console import print_table
 from utils.distributed import choose_device
 
@@ -73,16 +74,23 @@ def images_per_second(steppers, rounds=5):
 
 def costs(num_filters, num_colors):
     """Return a training step's floating-point operations, and bytes kept for the backward pass, of one image."""
-    net, gray, kept = create_model("UNet", 3, num_filters, num_colors), torch.rand(2, 1, 32, 32), {}
+    net = create_model("UNet", 3, num_filters, num_colors)
+    low = choose_precision("auto", torch.device("cpu")) == torch.bfloat16
 
-    def pack(tensor):
-        kept[tensor.data_ptr()] = tensor.nbytes
-        return tensor
+    def step(count):
+        kept = {}
 
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(pack, lambda tensor: tensor):
-        net(gray).sum().backward()
-    weights = sum(p.nbytes for p in net.parameters())
-    return counter.get_total_flops() / 2, (sum(kept.values()) - weights) / 2
+        def pack(tensor):
+            kept[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with FlopCounterMode(display=False) as counter, saved_tensors_hooks(pack, lambda tensor: tensor):
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                outputs = net(torch.rand(count, 1, 32, 32))
+            outputs.float().sum().backward()
+        return np.array([counter.get_total_flops(), sum(kept.values())])
+
+    return (step(10) - step(2)) / 8  # without the weights
 
 
 def memory_of(process):

@@ -33,7 +33,7 @@ sys.path.insert(0, str(PROJECT))
 from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray
 from models import UNet, create_model
 from training.evaluation import evaluate
-from training.loop import Trainer, TrainingConfig, choose_step, tune_malloc
+from training.loop import Trainer, TrainingConfig, choose_precision, choose_step, tune_malloc
 from utils.distributed import choose_device
 
 OPERATIONS = 112_000_000  # of a UNet's convolutions for one image, forward and backward
@@ -153,6 +153,7 @@ def bounds(device, rounds=20):
     """
     result = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        choose_precision(name, device)  # on a GPU, of float32's convolutions
         settings = {"device": device, "dtype": dtype}
         x, weight = torch.randn(16, 256, 32, 32, **settings), torch.randn(256, 256, 3, 3, **settings)
         x, weight = (tensor.to(memory_format=torch.channels_last) for tensor in (x, weight))

@@ -330,6 +330,22 @@ def test_palette_is_fitted_to_all_pixels_and_repeats():
     assert (data.fit_palette(images, 3, seed=4)[0] == palette).all()
 
 
+def test_each_start_of_k_means_sums_in_one_thread(monkeypatch):
+    """Several would sum in varying order, so that the last digits would differ."""
+    from sklearn.cluster import KMeans
+    from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
+
+    fit, threads = KMeans.fit, []
+
+    def watched(self, *settings, **more):
+        threads.append(_openmp_effective_n_threads())
+        return fit(self, *settings, **more)
+
+    monkeypatch.setattr(KMeans, "fit", watched)
+    data.fit_palette(torch.from_numpy(smooth_images(4)), 3)
+    assert threads == [1] * data.STARTS
+
+
 def test_palette_of_more_colors_than_there_are():
     with pytest.raises(UserError, match="only 1 different"):
         data.fit_palette(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 2)

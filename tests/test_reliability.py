@@ -25,6 +25,7 @@ import torch
 from conftest import ROWS, batch_bytes, handout_palette, smooth_images
 from PIL import Image
 
+import activations
 import colorization
 import data
 from models import create_model, load_network
@@ -176,7 +177,11 @@ def test_a_damaged_state_is_named(cifar, small_palette, monkeypatch, fails):
     content = torch.load(path, weights_only=True)
     weights = content["trainer"]["averaged_model"]
     spoilt = content["trainer"] | {"averaged_model": weights | {"finalconv.bias": weights["finalconv.bias"] * math.nan}}
-    damages = (spoilt, {}, {"model": {}}, {"trainer": 3}, {"adam": {"steps": []}}, None)
+    damages = [spoilt]
+    for part, key, value in (("muon", "average", math.nan), ("adam", "exp_avg_sq", -1.0), ("adam", "steps", math.nan)):
+        state = content["trainer"][part]
+        damages.append(content["trainer"] | {part: state | {key: torch.full_like(state[key], value)}})
+    damages += ({}, {"model": {}}, {"trainer": 3}, {"adam": {"steps": []}}, None)
     for damage in damages:
         torch.save(content | {"trainer": damage}, path)
         assert "unet_k3_f2.state: a damaged training state" in fails(colorization.main, *command, "--resume")
@@ -224,6 +229,7 @@ def test_no_input_is_replaced(cifar, small_palette, fails, monkeypatch):
     data.main(["--data", "album", "-c", "3", "--output", "album/palette.npy"])  # which is no image
     for argv in (["--data", "album", "--out-dir", "album/results"], ["--data", "."]):
         assert "would become part of the data" in fails(colorization.main, *train, *argv)
+    assert "would become part" in fails(activations.main, "0", "--data", "album", "--out-dir", "album")
     assert all(path.read_bytes() == content for path, content in kept.items())
 
 

@@ -148,11 +148,11 @@ def test_adam_is_pytorchs():
 def test_muon_is_pytorchs():
     """torch.optim.Muon orthogonalizes in bfloat16, so within its rounding; three steps at two rates."""
     torch.manual_seed(0)
-    mine = [torch.randn(4, 2, 3, 3).to(memory_format=torch.channels_last), torch.randn(4, 6, 1, 1)]
+    mine = [torch.randn(4, 2, 3, 3).to(memory_format=torch.channels_last), torch.randn(6, 4, 1, 1)]
     theirs = [weight.permute(0, 2, 3, 1).flatten(1).clone() for weight in mine]
     mine, theirs = [[nn.Parameter(weight) for weight in weights] for weights in (mine, theirs)]
     settings = {"momentum": 0.6, "weight_decay": 0, "lr": 0, "ns_steps": 3}
-    ours, reference = Muon(mine, momentum=0.6), torch.optim.Muon(theirs, **settings)
+    ours, reference = Muon(mine), torch.optim.Muon(theirs, **settings)
     for rate in (0.1, 0.02, 0.1):
         for got, expected in zip(mine, theirs):
             expected.grad = torch.randn_like(expected)
@@ -265,7 +265,7 @@ def test_training_learns_and_reports_what_it_measures():
     net = create_model("CNN", 3, 4, 2)
     rows = list(rows_of_training(net, images, BLACK_AND_WHITE, epochs=20))
     assert [row["epoch"] for row in rows] == list(range(1, 21))
-    assert rows[-1]["train_loss"] < 0.5 * rows[0]["train_loss"]
+    assert rows[-1]["train_loss"] < 0.6 * rows[0]["train_loss"]
     assert rows[-1]["valid_accuracy"] > 0.9
     metrics = evaluate(net, ImageDataset(images[:3], BLACK_AND_WHITE, CPU))
     assert {"loss": rows[-1]["valid_loss"], "accuracy": rows[-1]["valid_accuracy"]} == metrics

@@ -60,7 +60,7 @@ class Trainer:
         self.muon, self.adam = Muon(middle), Adam(others)
         latest = [self.muon.vector, self.adam.vector, flatten(statistics(self.model))]
         averages = [*map(flatten, middle_weights(net)), flatten(statistics(net))]
-        self.averages = list(zip(averages, latest))
+        self.averages = [pair for pair in zip(averages, latest) if len(pair[0])]
         self.forward = nn.parallel.DistributedDataParallel(self.model) if several else self.model
         self.learning_rate = torch.zeros((), device=self.device)  # a tensor: a CUDA graph reads its current value
 
@@ -99,11 +99,12 @@ class Trainer:
         """Restore what state_dict() returned. Raises some exception if it does not fit or is not finite."""
         for name, mine in self.state_dict().items():
             for key, tensor in mine.items():
-                if state_dict[name][key].shape != tensor.shape:
-                    raise ValueError(f"{key} has another shape")
-                tensor.copy_(state_dict[name][key])
-        if not is_finite(self.averaged_model) or not is_finite(self.model):
-            raise ValueError("weights that are not finite")
+                saved = state_dict[name][key]
+                if saved.shape != tensor.shape or not saved.isfinite().all():
+                    raise ValueError(f"{key} has another shape, or is not finite")
+                if key.endswith(("running_var", "exp_avg_sq", "steps")) and (saved < 0).any():
+                    raise ValueError(f"{key} is negative")
+                tensor.copy_(saved)
 
 
 def train(trainer, valid, epochs_done=0):

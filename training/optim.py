@@ -79,7 +79,8 @@ class Muon:
         direction = self.gradient.lerp_(self.average, self.momentum)
         sizes = [rows * columns for rows, columns in self.shapes]
         for weight, part, shape in zip(self.vector.split(sizes), direction.split(sizes), self.shapes):
-            weight.sub_(orthogonalize(part.view(shape)).flatten() * learning_rate)
+            scale = max(1, shape[0] / shape[1]) ** 0.5  # of a matrix that is taller than wide
+            weight.sub_(orthogonalize(part.view(shape)).flatten() * (scale * learning_rate))
         self.gradient.zero_()
 
     def state_dict(self):
@@ -91,7 +92,7 @@ def orthogonalize(matrix, steps=3, coefficients=(3.4445, -4.7750, 2.0315)):
     """Return a matrix with the same singular vectors and singular values near 1, the closer the more steps.
 
     Newton-Schulz iteration with Jordan's coefficients: x becomes (a + b g + c g²) x, where g = x xᵀ. The factors
-    commute, so that their product is found from g alone, which is smaller than x.
+    commute, so that their product is found from g alone, which is smaller than a wide x.
     """
     a, b, c = coefficients
     x = matrix / (matrix.norm() + 1e-7)

@@ -24,7 +24,7 @@ from utils.checkpoint import read_torch_file, save_checkpoint, write_torch_file
 from utils.console import UserError
 from utils.files import atomic_write, check_targets, write_json
 
-STATE_FORMAT = "colorization training state 2"
+STATE_FORMAT = "colorization training state 3"
 SUFFIXES = (".csv", ".json", ".state", "_curve.png", "_images.png")  # of a run's files in its output folder
 NUM_SAMPLES = 10  # images in a sample picture
 
@@ -104,13 +104,13 @@ def run_training(net, checkpoint, source, config, out_dir, path, start_from, res
         raise UserError(f"--batch-size {config.batch_size}: there are only {len(dataset.images):,} training images")
     if config.batch_size < distributed.world_size():
         raise UserError(f"--batch-size {config.batch_size}: fewer images than the {distributed.world_size()} processes")
-    log.settings = run_settings(checkpoint, source, config, start_from, dataset)
     trainer = Trainer(net, dataset, config)
+    precision = str(trainer.dtype).removeprefix("torch.")
+    log.settings = run_settings(checkpoint, source, config, start_from, dataset) | {"precision": precision}
     if resume:
         resume_training(trainer, log)
     several = f" in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     counts = f"{len(dataset):,} training and {len(valid):,} validation images"
-    precision = str(trainer.dtype).removeprefix("torch.")
     print(f"{checkpoint}\n{counts} of {source}, on {device} in {precision}{several}", flush=True)
     try:
         for row in train(trainer, valid, epochs_done=len(log.history)):
