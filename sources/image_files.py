@@ -1,7 +1,9 @@
 """Image files: photographs in any format, folders, arrays, and two photographs that come with scikit-learn."""
 
+import contextlib
 import itertools
 import os
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from utils.files import reading
 
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TGA", "TIFF", "WEBP")  # none runs a program
 MAX_PIXELS = 80_000_000  # of an image, which keeps the process under 2 GB
+LARGE_IMAGES = threading.Lock()  # one at a time, so that threads do not fill the memory together
 MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
 
 
@@ -40,9 +43,10 @@ def read_image(path):
             raise ValueError(f"it has {image.width * image.height:,} pixels")
         if image.info.get("progressive") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
             raise ValueError(f"it has more than {MAX_SCANS} progressive scans")
-        image = ImageOps.exif_transpose(image)
-        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-        return to_uint8(image).convert("RGB"), alpha
+        with LARGE_IMAGES if image.width * image.height > MAX_PIXELS / 8 else contextlib.nullcontext():
+            image = ImageOps.exif_transpose(image)
+            alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+            return to_uint8(image).convert("RGB"), alpha
 
 
 def to_uint8(image):

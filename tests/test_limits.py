@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -167,6 +168,26 @@ def test_file_systems_without_inodes(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "stat", lambda _: SimpleNamespace(st_dev=1, st_ino=0))
     assert files.file_identity(tmp_path / "a") != files.file_identity(tmp_path / "b")
     assert files.file_identity(tmp_path / "a") == files.file_identity(tmp_path / "." / "a")
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    """Else several threads would fill the memory together."""
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 4000)
+    transpose, decoding, most = image_files.ImageOps.exif_transpose, [], []
+
+    def watched(image):
+        decoding.append(image)
+        most.append(len(decoding))
+        time.sleep(0.02)
+        decoding.pop()
+        return transpose(image)
+
+    monkeypatch.setattr(image_files.ImageOps, "exif_transpose", watched)
+    for number in range(4):
+        save_image(tmp_path / f"{number}.png")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(image_files.read_image, sorted(tmp_path.iterdir())))
+    assert most == [1, 1, 1, 1]
 
 
 def test_leftovers_of_others(tmp_path, monkeypatch):

@@ -158,6 +158,7 @@ def test_any_format_and_mode_is_colored_at_its_size(tmp_path, capsys):
     assert abs(deep.astype(int) - plain).max() <= 1 and deep.max() > 128
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_colored_photograph_keeps_its_metadata(tmp_path):
     """Orientation is applied; date, resolution and color profile stay, and the old thumbnail does not."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
