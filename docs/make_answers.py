@@ -38,7 +38,7 @@ from utils.console import print_table, run
 RUNS = PROJECT / "outputs" / "answers"
 PICTURES = PROJECT / "docs" / "answers"
 SEEDS = (0, 1, 2)
-SECONDS_PER_EPOCH = 13  # of 4,500 horses, on one core of the machine of docs/training.md
+SECONDS_PER_EPOCH = 4  # of 4,500 horses, on one core of the machine of docs/training.md
 
 ALL_CLASSES = ["--category", "all", "-c", PROJECT / "color" / "color_kmeans24_cat7.npy"]
 AUGMENTATIONS = {
