@@ -48,9 +48,9 @@ def save_curve(path, title, history):
     names = [name.removeprefix("valid_") for name in history[0] if name.startswith("valid_")]
     figure = new_figure(figsize=(5 * len(names), 3.6), layout="constrained")
     for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
-        for part, words in (("train", "training"), ("valid", "validation")):
+        for part, words, color in (("train", "training", "C0"), ("valid", "validation", "C1")):
             if f"{part}_{name}" in history[0]:
-                ax.plot(epochs, [row[f"{part}_{name}"] for row in history], marker=".", label=words)
+                ax.plot(epochs, [row[f"{part}_{name}"] for row in history], color, marker=".", label=words)
         ax.set_xlabel("epoch")
         ax.set_ylabel(name)
         ax.xaxis.get_major_locator().set_params(integer=True)
