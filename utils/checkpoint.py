@@ -107,7 +107,8 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
             if value is not None and getattr(checkpoint, name) != value:
                 actual = f"{name.replace('_', ' ')} is {getattr(checkpoint, name)}, not {value}"
                 raise UserError(f"{path}: its {actual}; leave that flag out, or name another file")
-        if palette is not None and not np.array_equal(checkpoint.palette, palette):
+        mine = np.zeros(0) if checkpoint.palette is None else checkpoint.palette
+        if palette is not None and (mine.shape != palette.shape or not np.allclose(mine, palette, rtol=0, atol=1e-6)):
             hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
             raise UserError(f"{path}: not made with the palette of --colors; {hint}")
         return checkpoint
