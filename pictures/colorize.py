@@ -62,14 +62,18 @@ def colorize_full_size(chroma, image):
 
 def kept_metadata(info):
     """Return what a colored image keeps of its source's `info`, as arguments of Image.save(), without the thumbnail."""
-    kept = {name: info[name] for name in ("dpi", "icc_profile") if info.get(name)}
-    if kept.get("icc_profile", b"")[16:20] != b"RGB ":  # a profile of gray or of printing colors
-        kept.pop("icc_profile", None)
+    kept = {}
+    if all(1 <= value < 1 << 16 for value in info.get("dpi", [0])):  # what a JPEG can store; NaN in a broken TIFF
+        kept["dpi"] = info["dpi"]
+    profile, most = info.get("icc_profile") or b"", 60_000  # bytes; a JPEG takes no more
+    if profile[16:20] == b"RGB " and len(profile) < most:  # else of gray or of printing colors
+        kept["icc_profile"] = profile
     with contextlib.suppress(Exception):  # broken metadata may raise anything
         exif = Image.Exif()
         exif.load(info["exif"])
-        kept["exif"] = exif.tobytes()
-    return {name: value for name, value in kept.items() if len(value) < 60_000}  # a JPEG takes no more
+        if len(exif.tobytes()) < most:
+            kept["exif"] = exif.tobytes()
+    return kept
 
 
 def save_image(folder, source, image, alpha, info):

@@ -1,8 +1,10 @@
 """Decoding, the measures of pictures, and the user's own photographs."""
 
 import hashlib
+import io
 import json
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +158,19 @@ def test_any_format_and_mode_is_colored_at_its_size(tmp_path, capsys):
                 assert abs(np.asarray(colored.convert("RGB")).astype(float).mean(2) - gray).max() <= 1
     deep, plain = (np.asarray(image_files.read_image(album / f"{name}")[0]) for name in ("deep.png", "floats.tif"))
     assert abs(deep.astype(int) - plain).max() <= 1 and deep.max() > 128
+
+
+@pytest.mark.parametrize("resolution", [(0, 0), (2**32 - 1, 1)])
+def test_a_resolution_that_no_file_can_store_is_dropped(tmp_path, resolution):
+    """A broken TIFF's resolution may be 0/0, or four billion."""
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "TIFF", dpi=(72, 72))
+    rational = struct.pack("<II", 72, 1)
+    assert stream.getvalue().count(rational) == 2
+    for name in ("a.tif", "b.jpg"):
+        (tmp_path / name).write_bytes(stream.getvalue().replace(rational, struct.pack("<II", *resolution)))
+    colorization.main(["--colorize", str(tmp_path), "--out-dir", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "a_colored.png").exists() and (tmp_path / "out" / "b_colored.jpg").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
