@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from data import ImageDataset, ImageSource, palette_for, to_gray
-from models import FILE_STEMS, NETWORKS, load_network, stage_outputs
+from models import FILE_STEMS, NETWORKS, load_network, pretrained_path, stage_outputs
 from pictures.decoding import comparison_rows
 from pictures.plots import save_feature_maps, save_image_grid
 from sources.cifar10 import CLASSES
@@ -47,7 +47,8 @@ def main(argv):
 
     device, source = choose_device(args.device), ImageSource(args.data, args.category)
     palette = palette_for(args.colors, source) if args.colors else None
-    net, checkpoint = load_network(args.checkpoint, args.model, args.kernel, args.num_filters, palette)
+    network = {"model": args.model, "kernel": args.kernel, "num_filters": args.num_filters}
+    net, checkpoint = load_network(args.checkpoint or pretrained_path(**network), **network, palette=palette)
     image, name = load_image(args.image, source)
     outputs = stage_outputs(net.to(device), to_gray(image))  # name -> (1, C, H, W)
 

@@ -174,9 +174,8 @@ def new_network(palette, model=None, kernel=None, num_filters=None, seed=0):
 def load_network(path, model=None, kernel=None, num_filters=None, palette=None):
     """Return (a network with the weights of a file, its Checkpoint).
 
-    A path of None means the shipped weights; the other arguments are load_checkpoint()'s. Raises UserError.
+    The arguments are load_checkpoint()'s; pretrained_path() returns the path of shipped weights. Raises UserError.
     """
-    path = path or pretrained_path(model, kernel, num_filters)
     checkpoint = load_checkpoint(path, model, kernel, num_filters, palette)
     if checkpoint.model not in NETWORKS:
         raise UserError(f"{path}: unknown network {checkpoint.model!r:.50}; the known ones are {', '.join(NETWORKS)}")

@@ -17,7 +17,7 @@ from sklearn.datasets import load_sample_images
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from models import load_network
+from models import load_network, pretrained_path
 from pictures.colorize import colorize_full_size, predict_chroma
 from pictures.metrics import measure
 from utils.console import print_table
@@ -33,7 +33,7 @@ def as_tensor(image):
 def main():
     chosen = [getattr(photographs, name)() for name in ("astronaut", "coffee", "chelsea", "rocket")]
     images = [Image.fromarray(photo) for photo in [*load_sample_images().images, *chosen]]
-    net, checkpoint = load_network(None)
+    net, checkpoint = load_network(pretrained_path())
     table = []
     for size in SIZES:
         rows = []

@@ -30,7 +30,7 @@ sys.path.insert(0, str(PROJECT))
 import colorization
 import models
 from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray
-from models import CLASSIFIERS, MyConv2d, MyDilatedConv2d, file_name, load_network, predict
+from models import CLASSIFIERS, MyConv2d, MyDilatedConv2d, file_name, load_network, predict, pretrained_path
 from pictures.decoding import comparison_rows
 from pictures.plots import new_figure, save, save_image_grid
 from utils.console import print_table, run
@@ -196,7 +196,7 @@ def side_by_side(source):
     """Draw the first ten test horses as each shipped network colors them."""
     images, rows = source.validation_images()[:10], {}
     for model in ("RegressionCNN", *CLASSIFIERS):
-        net, checkpoint = load_network(None, model)
+        net, checkpoint = load_network(pretrained_path(model))
         targets = ImageDataset(images, checkpoint.palette, torch.device("cpu")).targets(images)
         each = comparison_rows(images, targets, predict(net, to_gray(images)), checkpoint.palette)
         for label in ("prediction", "prediction in palette colors", "smooth prediction"):
@@ -279,7 +279,7 @@ def receptive_fields():
     table("One filter of one map", ["filter", "weights", "computed", "measured"], rows)
     rows, fields = [], {}
     for model in CLASSIFIERS:
-        fields[model] = seen_by_middle_pixel(load_network(None, model)[0])
+        fields[model] = seen_by_middle_pixel(load_network(pretrained_path(model))[0])
         rows.append([model, computed_field(dilation=int(model == "DUNet")), extent(fields[model])])
     table("One output pixel of the networks", ["network", "computed", "measured"], rows)
     figure = new_figure(figsize=(10, 3.6), layout="constrained")

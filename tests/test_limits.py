@@ -397,8 +397,8 @@ def test_the_clock_of_a_computer_may_stand_at_1970(tmp_path, monkeypatch):
     assert checkpoint.read_torch_file(tmp_path / "a.pkl", "file")["a"].tolist() == [1, 1]
 
 
-def test_a_file_that_lists_its_parts_twice(tmp_path):
-    """What is checked is what PyTorch reads, whatever else the file contains."""
+def test_what_is_checked_of_a_file_is_all_of_it(tmp_path):
+    """PyTorch is given the parts as they were checked, in a new archive."""
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pkl")
     parts = zipfile.ZipFile(tmp_path / "a.pkl")
     stream = io.BytesIO((tmp_path / "a.pkl").read_bytes())

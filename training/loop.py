@@ -178,8 +178,8 @@ def class_weights(dataset, uniform=0.5):
     The inverse of the frequency mixed with the uniform distribution (Zhang et al. 2016, equation 4, λ = `uniform`).
     """
     num_colors = len(dataset.palette)
-    parts = subsample(dataset.images).split(1000)
-    counts = sum(torch.bincount(dataset.targets(part).flatten(), minlength=num_colors) for part in parts)
+    parts = subsample(dataset.pixels).split(1000)
+    counts = sum(torch.bincount(dataset.split(part)[1].flatten(), minlength=num_colors) for part in parts)
     shares = counts / counts.sum()
     weights = 1 / ((1 - uniform) * shares + uniform / num_colors)
     return weights / (shares * weights).sum()

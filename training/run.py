@@ -100,8 +100,8 @@ def run_training(net, checkpoint, source, config, out_dir, path, start_from, res
     log = RunLog(replace(checkpoint, data=str(source)), path, out_dir, (start_from, source.path, *inputs))
     dataset = ImageDataset(source.training_images(), checkpoint.palette, device)
     valid = ImageDataset(source.validation_images(), checkpoint.palette, device)
-    if config.batch_size > len(dataset.images):
-        raise UserError(f"--batch-size {config.batch_size}: there are only {len(dataset.images):,} training images")
+    if config.batch_size > len(dataset):
+        raise UserError(f"--batch-size {config.batch_size}: there are only {len(dataset):,} training images")
     if config.batch_size < distributed.world_size():
         raise UserError(f"--batch-size {config.batch_size}: fewer images than the {distributed.world_size()} processes")
     trainer = Trainer(net, dataset, config)
@@ -146,7 +146,7 @@ def run_validation(net, checkpoint, source, out_dir, temperature=TEMPERATURE, js
     batches, settings = [], (checkpoint.palette, temperature)
     metrics = evaluate(net, valid, look=lambda *batch: batches.append(comparison_rows(*batch, *settings)))
     rows = {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
-    print(f"{checkpoint}\n{len(valid.images):,} images of {source}: {format_metrics(**metrics)}")
+    print(f"{checkpoint}\n{len(valid):,} images of {source}: {format_metrics(**metrics)}")
     samples = {label: row[:NUM_SAMPLES] for label, row in rows.items()}
     save_image_grid(path, f"{checkpoint.model}, {source}: {format_metrics(**metrics)}", samples)
     print(f"saved {path}")
@@ -169,8 +169,8 @@ def run_validation(net, checkpoint, source, out_dir, temperature=TEMPERATURE, js
 
 def save_samples(path, title, net, dataset, temperature):
     """Draw the first ten images of a dataset, a network's predictions for them, and the truth."""
-    images = dataset.images[:NUM_SAMPLES].to(device_of(net))
-    outputs, targets = predict(net, to_gray(images)), dataset.targets(images)
+    images, targets = dataset.split(dataset.pixels[:NUM_SAMPLES].to(device_of(net)))
+    outputs = predict(net, to_gray(images))
     save_image_grid(path, title, comparison_rows(images, targets, outputs, dataset.palette, temperature))
 
 

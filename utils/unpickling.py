@@ -1,4 +1,4 @@
-"""Restricted unpicklers for the files of CIFAR-10, the handout and torch.save: no code that a file names is run."""
+"""A restricted unpickler for the files of CIFAR-10, the handout and torch.save: no code that a file names is run."""
 
 import pickle
 from collections import OrderedDict
