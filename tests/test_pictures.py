@@ -36,24 +36,24 @@ def test_decoding_by_hand():
     logits = torch.tensor([0.0, 1.0, 0.5]).view(1, 3, 1, 1)
     assert torch.allclose(labels_to_rgb(logits.argmax(1), PALETTE).flatten(), torch.tensor([0.9, 0.3, 0.3]))
     gray = torch.full((1, 1, 1, 1), 0.4)
-    odds = np.exp(np.array([0, 1, 0.5]) / 0.38)
+    odds = np.exp(np.array([0, 1, 0.5]) / 0.8)
     mean = odds @ PALETTE / odds.sum()
-    expected = mean - mean.mean() + 0.4
+    expected = 1.15 * (mean - mean.mean()) + 0.4
     assert torch.allclose(
         decode_annealed_mean(logits, PALETTE, gray).flatten(), torch.tensor(expected).float(), atol=1e-6
     )
     cold = decode_annealed_mean(logits, PALETTE, gray, 0.01)
-    assert torch.allclose(cold, apply_chroma(labels_to_rgb(logits.argmax(1), PALETTE), gray), atol=1e-6)
+    assert torch.allclose(cold, apply_chroma(labels_to_rgb(logits.argmax(1), PALETTE), gray, CHROMA_GAIN), atol=1e-6)
 
 
-def test_color_error_is_that_of_the_smooth_picture():
+def test_color_error_is_that_of_the_smooth_picture_before_the_gain():
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(110, 146, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)  # any difference fits
     logits = torch.randn(2, 3, 8, 8, generator=generator)
     gray = images.float().mean(1, keepdim=True) / 256
     picture = decode_annealed_mean(logits, PALETTE, gray, 0.7)
     wanted = gray + CHROMA_GAIN * (images.float() / 256 - gray)
-    expected = (picture - wanted).square().mean().item()
+    expected = (picture - wanted).square().mean().item() / CHROMA_GAIN**2
     assert chroma_error(logits, PALETTE, images, 0.7).item() == pytest.approx(expected, rel=1e-5)
     shifted = images + 20  # the gray does not matter
     assert chroma_error(logits, PALETTE, shifted, 0.7).item() == pytest.approx(expected, rel=1e-5)
