@@ -19,7 +19,14 @@ import activations
 import colorization
 from models import new_network
 from pictures import colorize, metrics
-from pictures.decoding import CHROMA_GAIN, apply_chroma, chroma_error, decode_annealed_mean, labels_to_rgb
+from pictures.decoding import (
+    CHROMA_GAIN,
+    annealed_mean,
+    apply_chroma,
+    chroma_error,
+    decode_annealed_mean,
+    labels_to_rgb,
+)
 from sources import image_files
 from utils.checkpoint import save_checkpoint
 from utils.console import UserError
@@ -36,9 +43,9 @@ def test_decoding_by_hand():
     logits = torch.tensor([0.0, 1.0, 0.5]).view(1, 3, 1, 1)
     assert torch.allclose(labels_to_rgb(logits.argmax(1), PALETTE).flatten(), torch.tensor([0.9, 0.3, 0.3]))
     gray = torch.full((1, 1, 1, 1), 0.4)
-    odds = np.exp(np.array([0, 1, 0.5]) / 0.8)
+    odds = np.exp(np.array([0, 1, 0.5]) / 0.6)
     mean = odds @ PALETTE / odds.sum()
-    expected = 1.15 * (mean - mean.mean()) + 0.4
+    expected = 1.2 * (mean - mean.mean()) + 0.4
     assert torch.allclose(
         decode_annealed_mean(logits, PALETTE, gray).flatten(), torch.tensor(expected).float(), atol=1e-6
     )
@@ -46,14 +53,26 @@ def test_decoding_by_hand():
     assert torch.allclose(cold, apply_chroma(labels_to_rgb(logits.argmax(1), PALETTE), gray, CHROMA_GAIN), atol=1e-6)
 
 
-def test_color_error_is_that_of_the_smooth_picture_before_the_gain():
+def test_the_smooth_prediction_averages_the_chroma_of_neighbors():
+    logits = torch.full((1, 3, 5, 5), -1000.0)
+    logits[:, 0] = 0
+    logits[:, :, 2, 2] = torch.tensor([-1000.0, 0.0, -1000.0])  # one pixel of another color
+    gray = torch.full((1, 1, 5, 5), 0.5)
+    base, other = (torch.tensor(color - color.mean()).float() for color in PALETTE[:2])
+    kernel = torch.tensor([1.0, 2, 1]) / 4
+    share = torch.zeros(5, 5)
+    share[1:4, 1:4] = kernel[:, None] * kernel
+    chroma = base.view(3, 1, 1) + share * (other - base).view(3, 1, 1)
+    assert torch.allclose(decode_annealed_mean(logits, PALETTE, gray)[0], 0.5 + CHROMA_GAIN * chroma, atol=1e-6)
+
+
+def test_color_error_is_that_of_the_mean_color():
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(110, 146, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)  # any difference fits
     logits = torch.randn(2, 3, 8, 8, generator=generator)
     gray = images.float().mean(1, keepdim=True) / 256
-    picture = decode_annealed_mean(logits, PALETTE, gray, 0.7)
-    wanted = gray + CHROMA_GAIN * (images.float() / 256 - gray)
-    expected = (picture - wanted).square().mean().item() / CHROMA_GAIN**2
+    picture = apply_chroma(annealed_mean(logits, PALETTE, 0.7).permute(0, 3, 1, 2), gray)
+    expected = (picture - images.float() / 256).square().mean().item()
     assert chroma_error(logits, PALETTE, images, 0.7).item() == pytest.approx(expected, rel=1e-5)
     shifted = images + 20  # the gray does not matter
     assert chroma_error(logits, PALETTE, shifted, 0.7).item() == pytest.approx(expected, rel=1e-5)

@@ -1,7 +1,6 @@
 """Figures on real CIFAR-10 horses; skipped unless COLORIZATION_DATA and COLORIZATION_HANDOUT say where they are.
 
-The handout's figures were computed independently of this package. All are those on
-CIFAR-10's official pixels; the shipped weights learned from a JPEG copy of them.
+The handout's figures were computed independently of this package, on CIFAR-10's official pixels.
 """
 
 import json
@@ -62,7 +61,7 @@ def mean_distance(images, palette):
 def test_palettes():
     horses, _ = load_cifar10(DATA, ["horse"], train=True)
     assert mean_distance(horses, load_palette(PALETTE)) == pytest.approx(0.07282, abs=1e-5)
-    assert mean_distance(horses, load_palette(palette_path(24, "horse"))) == pytest.approx(0.07265, abs=1e-5)
+    assert mean_distance(horses, load_palette(palette_path(24, "horse"))) == pytest.approx(0.07281, abs=5e-6)
     palette, distance = fit_palette(horses, 24)
     assert distance == pytest.approx(mean_distance(horses, palette), abs=1e-6)
     assert distance <= 0.0731  # single starts end between 0.0727 and this
@@ -88,6 +87,7 @@ def test_shipped_weights_give_the_figures_that_stand_beside_them(capsys, tmp_pat
         assert got == [pytest.approx(float(loss), abs=0.0002), pytest.approx(float(accuracy) / 100, abs=0.0002)]
     error, gray_copy = printed(capsys, color_regression, "--out-dir", tmp_path)
     assert error == pytest.approx(float(rows[3][1]), abs=2e-6)
+    assert error < 0.00525 < gray_copy
     assert gray_copy == pytest.approx(0.005321, abs=1e-6)
 
 
@@ -95,8 +95,8 @@ def test_the_shipped_unets_smooth_pictures(tmp_path):
     colorization.main(["--valid", "--json", str(tmp_path / "figures.json"), "--out-dir", str(tmp_path)])
     pictures = json.loads((tmp_path / "figures.json").read_text())["pictures"]
     smooth, gray, truth = (pictures[name] for name in ("smooth prediction", "gray input", "truth"))
-    assert smooth["psnr"]["mean"] - gray["psnr"]["mean"] == pytest.approx(2.13, abs=0.01)
-    assert smooth["colorfulness"]["mean"] / truth["colorfulness"]["mean"] == pytest.approx(0.65, abs=0.005)
+    assert smooth["psnr"]["mean"] - gray["psnr"]["mean"] == pytest.approx(2.22, abs=0.01)
+    assert smooth["colorfulness"]["mean"] / truth["colorfulness"]["mean"] == pytest.approx(0.763, abs=0.005)
 
 
 def test_one_epoch_of_training(capsys, tmp_path):

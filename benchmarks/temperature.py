@@ -1,0 +1,47 @@
+"""Measure how the temperature and the chroma gain of the smooth prediction trade likeness for color.
+
+python benchmarks/temperature.py [CHECKPOINT]
+
+On 500 horses held out of CIFAR-10's training set, with a checkpoint of a UNet, CNN or DUNet that was
+trained with --holdout 500 (otherwise the numbers are too good). COLORIZATION_DATA may name CIFAR-10's folder.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data import ImageSource, to_gray, to_rgb
+from models import load_network, predict, pretrained_path
+from pictures.decoding import annealed_mean, apply_chroma, decode_annealed_mean
+from pictures.metrics import measure
+from utils.console import print_table, run
+
+TEMPERATURES = (0.2, 0.38, 0.6, 0.8, 1.0)
+GAINS = (1.0, 1.1, 1.15, 1.2, 1.25)
+
+
+def main(argv):
+    net, checkpoint = load_network(Path(argv[0]) if argv else pretrained_path())
+    images = ImageSource(holdout=500).validation_images()
+    gray, truth = to_gray(images), to_rgb(images)
+    logits = predict(net, gray)
+    base = measure({"gray": gray.expand_as(truth), "truth": truth}, truth)
+
+    def described(picture):
+        figures = measure({"picture": picture}, truth)["picture"]
+        gained = figures["psnr"]["mean"] - base["gray"]["psnr"]["mean"]
+        return f"{gained:.2f} dB, {figures['colorfulness']['mean'] / base['truth']['colorfulness']['mean']:.2f}"
+
+    rows = []
+    for temperature in TEMPERATURES:
+        settings = [(logits, checkpoint.palette, gray, temperature, gain) for gain in GAINS]
+        rows.append([temperature, *(described(decode_annealed_mean(*each)) for each in settings)])
+    plain = apply_chroma(annealed_mean(logits, checkpoint.palette, 0.38).permute(0, 3, 1, 2), gray)
+    print("PSNR over the gray copy, colorfulness as a share of the truth's\n")
+    print(f"As Zhang et al., temperature 0.38 alone: {described(plain)}\n")
+    print_table(["temperature", *(f"gain {gain}" for gain in GAINS)], rows)
+
+
+if __name__ == "__main__":
+    run(main)
