@@ -59,10 +59,8 @@ def chroma_error(logits, palette, images, temperature):
     (N, K, H, W), (K, 3) and uint8 images (N, 3, H, W) -> (). The chroma is taken before decode_annealed_mean() averages
     it and makes it more vivid, so that it can be the mean that the cross-entropy also asks for.
     """
-    predicted = annealed_mean(logits, palette, temperature)
-    target = to_rgb(images.permute(0, 2, 3, 1))
-    errors = predicted - predicted.mean(3, keepdim=True) - (target - target.mean(3, keepdim=True))
-    return errors.square().mean()
+    errors = annealed_mean(logits, palette, temperature) - to_rgb(images.permute(0, 2, 3, 1))
+    return (errors - errors.mean(3, keepdim=True)).square().mean()
 
 
 def comparison_rows(images, targets, outputs, palette, temperature=TEMPERATURE):
