@@ -7,18 +7,18 @@ python colorization.py --colorize photo.jpg     color your own photographs
 """
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from data import ImageSource, palette_file, palette_for
 from models import CLASSIFIERS, load_network, new_network, pretrained_path
-from pictures.colorize import WORKING_SIZE, colorize_files
+from pictures.colorize import colorize_files
 from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
 from training.loop import TrainingConfig
 from training.run import run_training, run_validation
 from utils import distributed, flags
-from utils.checkpoint import COLORS
+from utils.checkpoint import COLORS, WORKING_SIZE
 from utils.console import UserError, run
 from utils.files import check_writable
 
@@ -38,8 +38,8 @@ def parse(argv):
     flags.add_number(group, "--picture-weight", default=config.picture_weight, low=0, high=1e6, text=text, metavar="W")
 
     group = parser.add_argument_group("smooth prediction (the mean color under sharpened probabilities)")
-    text = "longer side of the copy that --colorize shows the network"
-    flags.add_number(group, "--working-size", default=WORKING_SIZE, low=4, high=2048, text=text)
+    text = f"longer side of the copy of a photograph that the network sees (the checkpoint's, or {WORKING_SIZE})"
+    flags.add_number(group, "--working-size", low=4, high=2048, text=text)
     text = "of the softmax: lower gives bolder colors, higher gives paler ones"
     flags.add_number(group, "--temperature", default=config.temperature, low=0.01, high=100, text=text, metavar="T")
     args = parser.parse_args(argv)
@@ -50,7 +50,7 @@ def parse(argv):
             useless = ["data", "category", "holdout", "seed"] if args.colorize else ["seed"]
             flags.reject_flags(parser, args, f"{mode} without --colors K", useless)
     else:
-        flags.reject_flags(parser, args, "training", ["json", "working_size"])
+        flags.reject_flags(parser, args, "training", ["json"])
     return args
 
 
@@ -58,15 +58,18 @@ def main(argv):
     args = parse(argv)
     trains = not args.colorize and not args.valid
     device = distributed.setup(args.device, several=trains)
-    source = ImageSource(args.data, args.category, args.holdout)
+    source = ImageSource(args.data, args.category, args.holdout, args.working_size or WORKING_SIZE)
     network = {"model": args.model, "kernel": args.kernel, "num_filters": args.num_filters}
-    file = args.start_from if trains else args.checkpoint or pretrained_path(**network)
+    named = args.start_from if trains else args.checkpoint
+    file = named if trains or named else pretrained_path(**network, photographs=bool(args.colorize))
     is_new = trains and not file
     colors = args.colors or (str(COLORS) if is_new else None)
     network["palette"] = palette_for(colors, source, args.seed) if colors else None
     net, checkpoint = new_network(**network, seed=args.seed) if is_new else load_network(file, **network)
     if checkpoint.palette is None:
         raise UserError(f"{file}: a {checkpoint.model} predicts RGB, not palette colors; use color_regression.py")
+    working_size = args.working_size or checkpoint.working_size
+    checkpoint, source = replace(checkpoint, working_size=working_size), replace(source, working_size=working_size)
     net.to(device)
     inputs = file, palette_file(colors, source) if colors else None
     if trains:
@@ -78,7 +81,7 @@ def main(argv):
     else:
         check_writable(args.out_dir / "before_and_after.png")
         print(checkpoint)
-        colorize_files(args.colorize, args.out_dir, net, checkpoint.palette, args.working_size, args.temperature)
+        colorize_files(args.colorize, args.out_dir, net, checkpoint.palette, working_size, args.temperature)
     distributed.cleanup()
 
 

@@ -18,14 +18,15 @@ import torch
 from tqdm.contrib.concurrent import thread_map
 
 from sources.cifar10 import CLASSES, FOLDER, contains_cifar10, load_cifar10
-from sources.image_files import array_images, folder_images, sample_images
-from utils.checkpoint import COLORS, check_palette
+from sources.image_files import GAMMAS, array_images, folder_photographs, random_crops, sample_photographs
+from utils.checkpoint import COLORS, WORKING_SIZE, check_palette
 from utils.console import UserError, run
 from utils.files import PROJECT, atomic_write, check_targets, reading
 from utils.flags import add_image_flags, add_number
 from utils.unpickling import unpickle
 
 STARTS = 8  # of k-means
+MIN_CROPS = 2_000  # of an album's photographs in an epoch; a tenth of that to validate on
 MAX_SCANNED_IMAGES = 50_000  # larger data sets are sampled before training, not read whole
 
 
@@ -33,9 +34,10 @@ MAX_SCANNED_IMAGES = 50_000  # larger data sets are sampled before training, not
 class ImageSource:
     """The images to train on and to validate on, each uint8 (N, 3, 32, 32)."""
 
-    name: str = "cifar10"  # or "sample", a folder of images or of CIFAR-10, or an .npy file
+    name: str = "cifar10"  # or "sample", a folder of photographs or of CIFAR-10, or an .npy file
     category: str = "horse"  # of CIFAR-10, or "all"
     holdout: int = 0  # training images of each class to validate on, instead of the test images
+    working_size: int = WORKING_SIZE  # about the longer side at which photographs are cropped
 
     @property
     def path(self):
@@ -50,6 +52,11 @@ class ImageSource:
         if self.name == "cifar10":
             return Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10").expanduser()
         return Path(self.name) if self.name != "sample" and contains_cifar10(self.name) else None
+
+    @property
+    def is_album(self):
+        """Whether these are photographs, a folder or the samples, which are cropped anew in every epoch."""
+        return not self.cifar10_folder and (self.name == "sample" or os.path.isdir(self.name))
 
     def training_images(self):
         """Return the images to train on. Raises UserError."""
@@ -67,15 +74,31 @@ class ImageSource:
             return load_cifar10(self.cifar10_folder, CLASSES if self.category == "all" else [self.category], train)
         if self.category != ImageSource.category:
             raise UserError(f"--category {self.category} has no effect with --data {self.name}; leave one of them out")
-        if self.name == "sample":
-            images = sample_images(train)
-        elif Path(self.name).suffix == ".npy":
+        if Path(self.name).suffix == ".npy":
             images = array_images(self.name, train)
-        elif os.path.isdir(self.name):
-            images = folder_images(self.name, train)
+        elif self.is_album:
+            if self.holdout:
+                raise UserError(
+                    f"--holdout has no effect with --data {self.name}: a fifth of its photographs is held out"
+                )
+            images = self.training_crops(0) if train else self.validation_crops()
         else:
             raise UserError(f"--data {self.name}: not cifar10, sample, a folder of images or an .npy file")
         return images, torch.zeros((), dtype=torch.int64).expand(len(images))
+
+    def photographs(self, train):
+        """Return an album's photographs to train on or to validate on, a list of uint8 arrays (h, w, 3)."""
+        return sample_photographs(train) if self.name == "sample" else folder_photographs(self.name, train)
+
+    def training_crops(self, seed):
+        """Return crops of an album's photographs for one epoch, uint8 (N, 3, 32, 32), at least one of each."""
+        photographs = self.photographs(train=True)
+        return random_crops(photographs, self.working_size, max(MIN_CROPS, len(photographs)), seed, GAMMAS)
+
+    def validation_crops(self):
+        """Return the crops of an album's other photographs, always the same, uint8 (N, 3, 32, 32)."""
+        photographs = self.photographs(train=False)
+        return random_crops(photographs, self.working_size, max(MIN_CROPS // 10, len(photographs)), seed=0)
 
     def __str__(self):
         if self.cifar10_folder:
@@ -124,13 +147,17 @@ class ImageDataset:
     """
 
     def __init__(self, images, palette, device):
-        self.palette = palette
-        self.table = None if palette is None else label_table(images, palette)
-        if palette is not None and len(images) <= MAX_SCANNED_IMAGES:
+        self.palette, self.device = palette, device
+        self.replace(images)
+
+    def replace(self, images):
+        """Take these images in place of the earlier ones."""
+        self.table = None if self.palette is None else label_table(images, self.palette)
+        if self.palette is not None and len(images) <= MAX_SCANNED_IMAGES:
             labels = torch.cat([self.targets(part) for part in images.split(4096)])
             images = torch.cat([images, labels[:, None]], 1)
-        fits = device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
-        self.pixels = images.to(device) if fits else images
+        fits = self.device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2
+        self.pixels = images.to(self.device) if fits else images
 
     def __len__(self):
         return len(self.pixels)

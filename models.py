@@ -154,6 +154,7 @@ class DilatedUNet(UNet):
 
 NETWORKS = {"RegressionCNN": RegressionCNN, "CNN": CNN, "UNet": UNet, "DUNet": DilatedUNet}
 CLASSIFIERS = ("CNN", "UNet", "DUNet")  # those that take a palette
+PHOTOGRAPHS = "photograph_dunet_k3_f64.pkl"  # the shipped weights for photographs
 FILE_STEMS = {"RegressionCNN": "regression_cnn", "CNN": "cnn", "UNet": "unet", "DUNet": "dunet"}
 
 
@@ -214,9 +215,15 @@ def file_name(model, kernel, num_filters):
     return f"{FILE_STEMS[model]}_k{kernel}_f{num_filters}.pkl"
 
 
-def pretrained_path(model=None, kernel=None, num_filters=None):
-    """Return the path of a network's shipped weights; None selects a default. Raises UserError if there are none."""
-    path = PROJECT / "weights" / file_name(model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS)
+def pretrained_path(model=None, kernel=None, num_filters=None, photographs=False):
+    """Return the path of a network's shipped weights; None selects a default. Raises UserError if there are none.
+
+    With `photographs`, and nothing else named, it is the network that was trained on photographs.
+    """
+    name = file_name(model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS)
+    if photographs and not (model or kernel or num_filters):
+        name = PHOTOGRAPHS
+    path = PROJECT / "weights" / name
     if not path.exists():
         raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file with --checkpoint")
     return path

@@ -1,4 +1,7 @@
-"""Colorize photographs of any size: the network colors a small copy; its chroma is added to the full-size gray."""
+"""Colorize photographs of any size: the network colors small copies; their chroma is added to the full-size gray.
+
+A guided filter (He et al. 2013) enlarges the chroma along the edges of the gray.
+"""
 
 import contextlib
 import os
@@ -9,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import avg_pool2d, interpolate, pad
 from tqdm import tqdm
 
 from data import to_gray, to_rgb
@@ -19,38 +23,71 @@ from sources.image_files import list_image_files, read_image
 from utils.console import UserError
 from utils.files import atomic_write, new_file
 
-WORKING_SIZE = 96  # longer side of the small copy, in pixels
+SIZES = (0.75, 1.25)  # of the copies whose predictions are averaged, as multiples of the working size
+RADIUS = 4  # of the guided filter, in pixels of the largest copy
+EPSILON = 1e-3  # variance of the gray above which the guided filter takes a difference for an edge
 STRIP = 1 << 20  # pixels colored at a time
-SHEET = 10  # images on before_and_after.png
-THUMBNAIL = 240  # longer side of each of them, in pixels
+SHEET = 6  # images on before_and_after.png
+THUMBNAIL = 320  # longer side of each of them, in pixels
 
 
-def predict_chroma(net, palette, image, working_size=WORKING_SIZE, temperature=TEMPERATURE):
-    """Return the chroma that a network predicts for an RGB image: its colors minus their mean, (1, 3, h, w).
-
-    The network's input is at most `working_size` pixels on its longer side; both sides are multiples of STRIDE.
-    """
-    scale = min(1, working_size / max(image.size))
+def small_gray(image, longer_side):
+    """Return the gray of a copy of an RGB image, (1, 1, h, w), whose sides are multiples of STRIDE."""
+    scale = min(1, longer_side / max(image.size))
     size = [max(STRIDE, STRIDE * round(side * scale / STRIDE)) for side in image.size]
     small = np.array(image.resize(size, Image.Resampling.BOX, reducing_gap=2))  # (h, w, 3)
-    gray = to_gray(torch.from_numpy(small).permute(2, 0, 1)[None])  # (1, 1, h, w)
-    colors = decode_annealed_mean(predict(net, gray).cpu(), palette, gray, temperature)  # (1, 3, h, w)
-    return colors - colors.mean(1, keepdim=True)
+    return to_gray(torch.from_numpy(small).permute(2, 0, 1)[None])
 
 
-def colorize_full_size(chroma, image):
-    """Return an RGB image whose gray is combined with the enlarged chroma (1, 3, h, w)."""
+def predict_chroma(net, palette, image, working_size, temperature=TEMPERATURE):
+    """Return the chroma that a network predicts for an RGB image, and the gray (1, 1, h, w) that it saw.
+
+    The chroma is the colors minus their mean, (1, 3, h, w), averaged over copies of SIZES times `working_size`
+    pixels on the longer side, each also mirrored; (h, w) is the size of the last.
+    """
+    predictions = []
+    for share in SIZES:
+        gray = small_gray(image, share * working_size)
+        both = torch.cat([gray, gray.flip(3)])
+        colors = decode_annealed_mean(predict(net, both).cpu(), palette, both, temperature)  # (2, 3, h, w)
+        predictions.append(colors[:1] + colors[1:].flip(3))
+    mean = sum(interpolate(colors, gray.shape[2:], mode="bicubic") for colors in predictions) / (2 * len(SIZES))
+    return mean - mean.mean(1, keepdim=True), gray
+
+
+def fit_to_gray(chroma, gray):
+    """Fit chroma (1, 3, h, w) around every pixel as slope * gray + offset; return both, (1, 3, h, w).
+
+    The coefficients of the guided filter (He et al. 2013, equations 5, 6 and 8).
+    """
+
+    def mean(x):  # over the window around each pixel
+        return avg_pool2d(pad(x, [RADIUS] * 4, mode="replicate"), 2 * RADIUS + 1, stride=1)
+
+    covariance = mean(gray * chroma) - mean(gray) * mean(chroma)
+    slope = covariance / (mean(gray**2) - mean(gray) ** 2 + EPSILON)
+    return mean(slope), mean(mean(chroma) - slope * mean(gray))
+
+
+def colorize_full_size(chroma, gray, image):
+    """Return an RGB image whose gray is combined with a small copy's chroma (1, 3, h, w), enlarged along its edges."""
     width, height = image.size
-    planes = [Image.fromarray(plane.numpy()) for plane in chroma[0]]
-    scale = chroma.shape[2] / height
+    planes = torch.cat(
+        [part[0, :2] for part in fit_to_gray(chroma, gray)]
+    )  # of red and green; blue is what is left to 0
+    planes = [Image.fromarray(plane.numpy()) for plane in planes]
+    scale = gray.shape[2] / height
     colored = np.empty((height, width, 3), np.uint8)
 
     def color_rows(top, bottom):
-        pixels = torch.from_numpy(np.array(image.crop((0, top, width, bottom)))).permute(2, 0, 1)[None]
-        box = (0, top * scale, chroma.shape[3], bottom * scale)
+        full_gray = to_gray(torch.from_numpy(np.array(image.crop((0, top, width, bottom)))).permute(2, 0, 1)[None])
+        box = (0, top * scale, gray.shape[3], bottom * scale)
         size = width, bottom - top
         enlarged = np.stack([np.array(plane.resize(size, Image.Resampling.BICUBIC, box=box)) for plane in planes])
-        strip = apply_chroma(torch.from_numpy(enlarged)[None], to_gray(pixels))[0]  # (3, rows, width)
+        slope, offset = torch.from_numpy(enlarged)[None].chunk(2, 1)  # (1, 2, rows, width) each
+        colors = slope * full_gray + offset
+        colors = torch.cat([colors, -colors.sum(1, keepdim=True)], 1)
+        strip = apply_chroma(colors, full_gray)[0]  # (3, rows, width)
         colored[top:bottom] = strip.mul_(256).round_().clamp_(0, 255).byte().permute(1, 2, 0)
 
     rows = max(1, STRIP // width)  # per strip, so that a large photograph takes little memory
@@ -101,8 +138,8 @@ def is_result(file, folder):
     return bool(named) and file.parent.resolve() == folder.resolve()
 
 
-def colorize_files(paths, folder, net, palette, working_size=WORKING_SIZE, temperature=TEMPERATURE):
-    """Color image files, and the images in folders, into `folder`; add a sheet of the first ten.
+def colorize_files(paths, folder, net, palette, working_size, temperature=TEMPERATURE):
+    """Color image files, and the images in folders, into `folder`; add a sheet of the first six.
 
     Files that cannot be read are reported and skipped; a UserError at the end says how many.
     """
@@ -111,7 +148,7 @@ def colorize_files(paths, folder, net, palette, working_size=WORKING_SIZE, tempe
     for file in tqdm(files, unit="image", leave=False, disable=None):
         try:
             image, alpha = read_image(file)
-            colored = colorize_full_size(predict_chroma(net, palette, image, working_size, temperature), image)
+            colored = colorize_full_size(*predict_chroma(net, palette, image, working_size, temperature), image)
             tqdm.write(f"saved {save_image(folder, file, colored, alpha, image.info)}")
         except UserError as error:
             failed += 1
@@ -121,7 +158,9 @@ def colorize_files(paths, folder, net, palette, working_size=WORKING_SIZE, tempe
             pairs.append((thumbnail(image), thumbnail(colored)))
     if pairs:
         before, after = zip(*pairs)
-        rows = {"before": before, "gray": [picture.mean(0, keepdim=True) for picture in before], "after": after}
+        rows = {"gray": [picture.mean(0, keepdim=True) for picture in before], "after": after}
+        if any((picture - picture.mean(0)).abs().max() > 0.1 for picture in before):
+            rows = {"before": before} | rows  # not for old photographs, which are gray
         with new_file(folder / "before_and_after.png") as path:
             save_image_grid(path, "before and after", rows)
         print(f"saved {path}")

@@ -6,7 +6,7 @@ from torch.nn.functional import avg_pool2d, pad
 from data import to_gray, to_rgb
 
 TEMPERATURE = 0.6
-CHROMA_GAIN = 1.2  # the mean of probable colors is paler than the truth
+CHROMA_GAIN = 1.1  # the mean of probable colors is paler than the truth
 
 
 def palette_tensor(palette, device):

@@ -31,7 +31,8 @@ def save_image_grid(path, title, rows):
             height, width = image.shape[1:]
             top, left = row * step + (cell - height) // 2, column * step + (cell - width) // 2
             sheet[top : top + height, left : left + width] = image.detach().cpu().clamp(0, 1).permute(1, 2, 0)
-    figure = new_figure(figsize=(1.15 * columns + 1.6, 1.15 * len(rows) + 0.5), layout="constrained")
+    inches = max(1.15, cell / 100)  # at least one pixel of the sheet for one of an image
+    figure = new_figure(figsize=(inches * columns + 1.6, inches * len(rows) + 0.5), layout="constrained")
     ax = figure.subplots()
     ax.imshow(sheet, interpolation="nearest")
     ax.set_yticks([row * step + cell / 2 for row in range(len(rows))], [textwrap.fill(label, 16) for label in rows])

@@ -1,7 +1,6 @@
 """Image files: photographs in any format, folders, arrays, and two photographs that come with scikit-learn."""
 
 import contextlib
-import itertools
 import os
 import threading
 from functools import lru_cache
@@ -20,6 +19,10 @@ from utils.files import reading
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TGA", "TIFF", "WEBP")  # none runs a program
 MAX_PIXELS = 80_000_000  # of an image, which keeps the process under 2 GB
 LARGE_IMAGES = threading.Lock()  # one at a time, so that threads do not fill the memory together
+KEPT_SIZE = 128  # longer side of what is kept of a photograph to learn from, in pixels: at most 48 KB
+KEPT_BYTES = 1 << 30  # of all of a folder's photographs together
+SCALES = (0.75, 2)  # of the crops to learn from, as multiples of the working size
+GAMMAS = (0.67, 1.5)  # of the crops to learn from, which makes them darker or lighter
 MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
 
 
@@ -32,10 +35,11 @@ def list_image_files(path):
     return sorted(file for file in path.rglob("*") if file.suffix.lower() in extensions and os.path.isfile(file))
 
 
-def read_image(path):
+def read_image(path, size=None):
     """Return an image as a viewer shows it: (8-bit RGB, its alpha channel or None).
 
-    Applies the EXIF orientation, takes the first frame, and reduces 16 bits to the upper 8. Raises UserError.
+    Applies the EXIF orientation, takes the first frame, and reduces 16 bits to the upper 8. With `size`, a JPEG is
+    decoded faster, at half, a quarter or an eighth of its size, but at least `size`. Raises UserError.
     """
     supported = f"{', '.join(FORMATS)} of up to {MAX_PIXELS:,} pixels are supported"
     with reading(path, "picture", supported), Image.open(path, formats=FORMATS) as image:
@@ -43,6 +47,8 @@ def read_image(path):
             raise ValueError(f"it has {image.width * image.height:,} pixels")
         if image.info.get("progressive") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
             raise ValueError(f"it has more than {MAX_SCANS} progressive scans")
+        if size:
+            image.draft("RGB", (size, size))
         with LARGE_IMAGES if image.width * image.height > MAX_PIXELS / 8 else contextlib.nullcontext():
             image = ImageOps.exif_transpose(image)
             alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
@@ -67,29 +73,58 @@ def load_square(path):
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
-@lru_cache(2)
-def folder_images(folder, train):
-    """Return a folder's images to train on or to validate on, uint8 (N, 3, 32, 32).
-
-    One image in five, always the same, is for validation. Unreadable files are reported and skipped. Raises UserError.
-    """
+def split_files(folder, train):
+    """Return the four fifths of a folder's image files to train on, or the fifth to validate on, always the same."""
     files = list_image_files(folder)
     order = np.random.default_rng(0).permutation(len(files))
     count = round(len(files) / 5)
-    chosen = np.sort(order[count:] if train else order[:count])
+    return [files[number] for number in np.sort(order[count:] if train else order[:count])]
 
-    def read(number):
+
+@lru_cache(2)
+def folder_photographs(folder, train):
+    """Return small copies of a folder's photographs to train on or to validate on, a list of uint8 arrays (h, w, 3).
+
+    They have at most KEPT_SIZE pixels on the longer side, fewer if all together would take more than KEPT_BYTES.
+    Unreadable files are named and left out. Raises UserError.
+    """
+    files = split_files(folder, train)
+    size = min(KEPT_SIZE, int((KEPT_BYTES / 3 / max(1, len(files))) ** 0.5))
+
+    def read(file):
         try:
-            return load_square(files[number])
+            image, _ = read_image(file, size)
         except UserError as error:
-            tqdm.write(f"skipped {error}")
+            return tqdm.write(f"left out: {error}")
+        image.thumbnail((size, size), Image.Resampling.BOX)
+        return np.array(image)
 
     # in threads, because Pillow releases the GIL while decoding
-    images = thread_map(read, chosen, max_workers=os.cpu_count(), desc="reading", leave=False, disable=None)
-    images = [image for image in images if image is not None]
-    if len(images) < 2:
-        raise UserError(f"{folder}: too few images to {'train' if train else 'validate'} on; at least 20 are required")
-    return torch.stack(images)
+    photographs = thread_map(read, files, max_workers=os.cpu_count(), desc="reading", leave=False, disable=None)
+    photographs = [photograph for photograph in photographs if photograph is not None]
+    if len(photographs) < 2:
+        raise UserError(f"{folder}: too few images to {'train' if train else 'validate'} on; at least 10 are required")
+    return photographs
+
+
+def random_crops(photographs, working_size, count, seed, gammas=(1, 1)):
+    """Return square crops of uint8 arrays (h, w, 3) at random places and scales, uint8 (count, 3, 32, 32).
+
+    Each is 32 pixels of a photograph whose longer side is scaled down to SCALES times the working size, and is made
+    darker or lighter by an exponent between the two `gammas`. Each photograph occurs equally often, give or take one.
+    """
+    rng = np.random.default_rng(seed)
+    crops = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    for crop, number in zip(crops, rng.permutation(np.arange(count) % len(photographs))):
+        height, width, _ = photographs[number].shape
+        scale = working_size * np.exp(rng.uniform(*np.log(SCALES)))
+        side = min(SIZE * max(1, max(height, width) / scale), height, width)
+        left, top = rng.uniform(0, (width - side, height - side))
+        box = left, top, min(left + side, width), min(top + side, height)
+        values = Image.fromarray(photographs[number]).resize((SIZE, SIZE), Image.Resampling.BOX, box)
+        gamma = np.exp(rng.uniform(*np.log(gammas)))
+        crop[:] = (255 * (np.asarray(values) / 255) ** gamma).round()
+    return torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()
 
 
 def array_images(path, train):
@@ -105,22 +140,13 @@ def array_images(path, train):
     return torch.from_numpy(array[:-count] if train else array[-count:])
 
 
-def sample_images(train):
-    """Return 32x32 crops of scikit-learn's two photographs at five scales, uint8 (N, 3, 32, 32).
+@lru_cache(2)
+def sample_photographs(train):
+    """Return parts of scikit-learn's two photographs to train on or to validate on, a list of uint8 arrays (h, w, 3).
 
-    Validation crops come from a strip right of the center, a quarter of the photograph's width; training
-    crops come from both sides of it. The parts are separated before scaling, so they share no pixels.
+    A strip right of the center, a quarter of the width, is for validation; both sides of it are for training.
     """
     from sklearn.datasets import load_sample_images  # slow to import, and seldom needed
 
-    crops = []
-    for photo in load_sample_images().images:  # (427, 640, 3) uint8
-        parts = (photo[:, :320], photo[:, 480:]) if train else (photo[:, 320:480],)
-        for part, window in itertools.product(parts, (48, 64, 80, 96, 128)):  # pixels that a crop covers
-            scale = SIZE / window
-            size = round(part.shape[1] * scale), round(part.shape[0] * scale)
-            small = torch.from_numpy(np.array(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS)))
-            step = round((14 if train else 32) * scale)
-            crops.append(small.unfold(0, SIZE, step).unfold(1, SIZE, step).flatten(0, 1))  # (n, 3, 32, 32)
-    crops = torch.cat(crops)
-    return crops[np.random.default_rng(0).permutation(len(crops))]  # shuffled, so that the first ten differ
+    columns = (slice(0, 320), slice(480, 640)) if train else (slice(320, 480),)
+    return [np.ascontiguousarray(photo[:, part]) for photo in load_sample_images().images for part in columns]

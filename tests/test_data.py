@@ -304,15 +304,14 @@ def test_sample_crops_share_no_pixel(monkeypatch):
     photo = np.zeros((427, 640, 3), np.uint8)
     photo[:, 320:480] = 255
     monkeypatch.setattr("sklearn.datasets.load_sample_images", lambda: SimpleNamespace(images=[photo]))
-    assert (image_files.sample_images(train=True) == 0).all()
-    assert (image_files.sample_images(train=False) == 255).all()
+    assert all((photograph == 0).all() for photograph in image_files.sample_photographs.__wrapped__(train=True))
+    assert all((photograph == 255).all() for photograph in image_files.sample_photographs.__wrapped__(train=False))
 
 
 def test_sample_crops_are_thousands_of_small_pictures():
-    train, valid = image_files.sample_images(train=True), image_files.sample_images(train=False)
-    assert len(train) > 3000
-    assert len(valid) > 200
-    assert train.shape[1:] == valid.shape[1:] == (3, 32, 32)
+    source = data.ImageSource("sample")
+    train, valid = source.training_images(), source.validation_images()
+    assert train.shape == (2000, 3, 32, 32) and valid.shape == (200, 3, 32, 32)
     assert train.dtype == torch.uint8
 
 

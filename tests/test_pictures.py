@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import smooth_images
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, ImageOps
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import activations
 import colorization
-from models import new_network
+import data
+from models import load_network, new_network, pretrained_path
 from pictures import colorize, metrics
 from pictures.decoding import (
     CHROMA_GAIN,
@@ -28,6 +29,7 @@ from pictures.decoding import (
     labels_to_rgb,
 )
 from sources import image_files
+from training.run import RunLog
 from utils.checkpoint import save_checkpoint
 from utils.console import UserError
 
@@ -45,7 +47,7 @@ def test_decoding_by_hand():
     gray = torch.full((1, 1, 1, 1), 0.4)
     odds = np.exp(np.array([0, 1, 0.5]) / 0.6)
     mean = odds @ PALETTE / odds.sum()
-    expected = 1.2 * (mean - mean.mean()) + 0.4
+    expected = 1.1 * (mean - mean.mean()) + 0.4
     assert torch.allclose(
         decode_annealed_mean(logits, PALETTE, gray).flatten(), torch.tensor(expected).float(), atol=1e-6
     )
@@ -249,9 +251,29 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
 def test_strips_leave_no_seams(monkeypatch):
     differences = some_pictures(1, 8) - 0.5
     image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((70, 50))
-    whole = np.asarray(colorize.colorize_full_size(differences, image)).astype(int)
+    differences, gray = differences - differences.mean(1, keepdim=True), some_pictures(1, 8)[:, :1]
+    whole = np.asarray(colorize.colorize_full_size(differences, gray, image)).astype(int)
     monkeypatch.setattr(colorize, "STRIP", 70 * 7)
-    assert abs(np.asarray(colorize.colorize_full_size(differences, image)) - whole).max() <= 1
+    assert abs(np.asarray(colorize.colorize_full_size(differences, gray, image)) - whole).max() <= 1
+
+
+def test_enlarged_color_ends_at_the_edges_of_the_gray():
+    """Dark blue beside light orange: at full size, the color changes where the gray does, within a pixel."""
+    image = Image.new("RGB", (320, 320), (40, 60, 140))
+    image.paste((230, 190, 120), (160, 0, 320, 320))
+    small = torch.from_numpy(np.array(image.resize((32, 32), Image.Resampling.BOX))).permute(2, 0, 1)[None] / 256
+    gray = small.mean(1, keepdim=True)
+    colored = colorize.colorize_full_size(small - gray, gray, image)
+    error = abs(np.asarray(colored).astype(int) - np.asarray(image)).max(2)  # (320, 320)
+    assert error[:, :158].max() < 20 and error[:, 162:].max() < 20
+
+
+def test_a_photograph_and_its_mirror_image_get_the_same_colors(tmp_path):
+    net, checkpoint = new_network(PALETTE, "UNet", 3, 2)
+    image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((64, 48))
+    chroma, _ = colorize.predict_chroma(net, checkpoint.palette, image, 64)
+    mirrored, _ = colorize.predict_chroma(net, checkpoint.palette, ImageOps.mirror(image), 64)
+    assert chroma.abs().max() > 0.01 and torch.allclose(chroma, mirrored.flip(3), atol=1e-5)
 
 
 def test_a_lower_temperature_gives_a_photograph_more_color(tmp_path):
@@ -267,31 +289,98 @@ def test_a_lower_temperature_gives_a_photograph_more_color(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder of pictures to learn from, with one that is broken."""
+    """A folder of ten pictures to learn from, and one that is broken; an epoch has 100 crops."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "MIN_CROPS", 100)
     (tmp_path / "mine" / "more").mkdir(parents=True)
-    for number, picture in enumerate(smooth_images(40)):
+    for number, picture in enumerate(smooth_images(10)):
         image = Image.fromarray(picture.transpose(1, 2, 0)).resize((60 + number, 50))
         image.save(tmp_path / "mine" / ("more" if number % 2 else "") / f"{number}.png")
     (tmp_path / "mine" / "broken.jpg").write_text("no picture")
     return tmp_path / "mine"
 
 
-def test_training_on_a_folder_of_pictures(folder, capsys):
+def test_training_on_a_folder_of_pictures(folder, capsys, fails):
     flags = ["--data", str(folder), "-c", "4", "-f", "4"]
     colorization.main([*flags, "-e", "1", "-b", "8"])
     said = capsys.readouterr()
-    assert "32 training and 8 validation images" in said.out or "33 training and 7" in said.out
+    assert "100 training and 10 validation images" in said.out
     assert (said.out + said.err).count("broken.jpg: ") == 1
     colorization.main([*flags[:2], "--valid", "--checkpoint", "outputs/unet_k3_f4.pkl"])
     assert "validation loss" in capsys.readouterr().out
+    assert "--holdout has no effect" in fails(colorization.main, *flags, "-e", "1", "--holdout", "3")
 
 
-def test_a_folders_pictures_are_split_the_same_way_every_time(folder):
-    train, valid = (image_files.folder_images.__wrapped__(folder, part) for part in (True, False))
-    assert len(train) + len(valid) == 40 and train.shape[1:] == (3, 32, 32) and train.dtype == torch.uint8
-    assert torch.equal(valid, image_files.folder_images.__wrapped__(folder, False))
-    assert not {x.numpy().tobytes() for x in train} & {x.numpy().tobytes() for x in valid}
+def test_a_network_taught_an_album_colors_photographs(folder, capsys):
+    """The advised way: start from the shipped network for photographs, then color with what came out."""
+    flags = ["--start-from", str(pretrained_path(photographs=True)), "--data", str(folder), "-l", "0.004"]
+    colorization.main([*flags, "-e", "1", "-b", "20", "--working-size", "48"])
+    (weights,) = Path("outputs").glob("*_f64.pkl")
+    assert load_network(weights)[1].working_size == 48
+    colorization.main(["--colorize", str(folder / "0.png"), "--checkpoint", str(weights), "--out-dir", "out"])
+    with Image.open("out/0_colored.png") as colored, Image.open(folder / "0.png") as source:
+        assert colored.size == source.size
+        grays = [np.asarray(image.convert("RGB")).mean(2) for image in (colored, source)]
+        assert abs(grays[0] - grays[1]).max() <= 1
+        assert np.ptp(np.asarray(colored).astype(int), axis=2).max() > 10
+
+
+def test_an_interrupted_run_on_an_album_resumes_with_the_same_crops(folder, monkeypatch):
+    flags = ["--data", str(folder), "-c", str(folder.parent / "palette.npy"), "-f", "2", "-b", "20", "-e", "2"]
+    np.save(folder.parent / "palette.npy", PALETTE)
+    colorization.main([*flags, "--out-dir", "whole"])
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        write = RunLog.write
+        patch.setattr(RunLog, "write", lambda log, row, trainer: (write(log, row, trainer), stop()))
+        with pytest.raises(KeyboardInterrupt):
+            colorization.main([*flags, "--out-dir", "halves"])
+    colorization.main([*flags, "--out-dir", "halves", "--resume"])
+    whole, halves = (load_network(f"{out}/unet_k3_f2.pkl")[1].state_dict for out in ("whole", "halves"))
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+def test_an_albums_photographs_are_split_the_same_way_every_time(folder):
+    train, valid = (image_files.folder_photographs.__wrapped__(folder, part) for part in (True, False))
+    assert (len(train), len(valid)) == (8, 2) and train[0].shape[2] == 3 and train[0].dtype == np.uint8
+    again = image_files.folder_photographs.__wrapped__(folder, False)
+    assert all(np.array_equal(a, b) for a, b in zip(valid, again))
+    assert not {x.tobytes() for x in train} & {x.tobytes() for x in valid}
+
+
+def test_crops_show_every_photograph_as_often_at_several_scales(monkeypatch):
+    """A photograph whose red, green and blue are its number, the row and the column says where a crop is from."""
+    rows, columns = np.mgrid[:80, :120].astype(np.uint8)
+    photographs = [np.stack([np.full_like(rows, number), rows, columns], 2) for number in range(5)]
+    crops = image_files.random_crops(photographs, 64, 20, seed=1)
+    assert crops.shape == (20, 3, 32, 32) and crops.dtype == torch.uint8
+    assert crops[:, 0].amax((1, 2)).bincount().tolist() == [4] * 5
+    widths = (crops[:, 2].int()[:, :, -1] - crops[:, 2].int()[:, :, 0]).float().mean(1)
+    assert widths.min() > 24 and widths.max() < 79 and widths.max() > 1.5 * widths.min()  # 30 to 80 pixels
+    assert torch.equal(crops, image_files.random_crops(photographs, 64, 20, seed=1))
+    assert not torch.equal(crops, image_files.random_crops(photographs, 64, 20, seed=2))
+    small = image_files.random_crops([np.full((5, 9, 3), 7, np.uint8)], 64, 2, seed=0)  # smaller than a crop
+    assert (small == 7).all()
+
+
+def test_many_photographs_are_kept_smaller(folder, monkeypatch):
+    monkeypatch.setattr(image_files, "KEPT_BYTES", 9 * 3 * 40**2)
+    photographs = image_files.folder_photographs.__wrapped__(folder, True)
+    assert all(max(photograph.shape) == 40 for photograph in photographs)
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path):
+    image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((1600, 1200))
+    image.save(tmp_path / "large.jpg")
+    small, whole = (
+        image_files.read_image(tmp_path / "large.jpg", 128)[0],
+        image_files.read_image(tmp_path / "large.jpg")[0],
+    )
+    assert small.size == (200, 150) and whole.size == (1600, 1200)
+    assert abs(np.asarray(small).astype(int) - np.asarray(whole.reduce(8))).mean() < 2
 
 
 def test_folders_that_will_not_do(tmp_path, fails):
@@ -299,6 +388,9 @@ def test_folders_that_will_not_do(tmp_path, fails):
         colorization.main, "--data", tmp_path / "none", "--colors", "4"
     )
     assert "too few images" in fails(colorization.main, "--data", tmp_path, "--colors", "4")
+    for number in range(4):
+        Image.new("RGB", (40, 30), (9 * number, 90, 200)).save(tmp_path / f"{number}.png")
+    assert "at least 10 are required" in fails(colorization.main, "--data", tmp_path, "--colors", "4")
 
 
 def test_validation_writes_every_images_figures(cifar, small_palette, capsys):

@@ -18,7 +18,6 @@ import color_regression
 import colorization
 import data
 from models import create_model, load_network, new_network, stage_outputs
-from sources import image_files
 from utils.checkpoint import FORMAT, OLD_FORMAT, load_checkpoint, save_checkpoint
 from utils.console import UserError
 from utils.files import PROJECT, atomic_write
@@ -188,8 +187,7 @@ def test_a_category_without_a_shipped_palette_gets_its_own(cifar, capsys):
 
 def test_the_sample_photographs_need_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    full = image_files.sample_images
-    monkeypatch.setattr(data, "sample_images", lambda train: full(train)[:60])
+    monkeypatch.setattr(data, "MIN_CROPS", 60)
     monkeypatch.setenv("COLORIZATION_DATA", "nowhere")
     colorization.main([*SMALL, "--data", "sample", "-e", "1", "-c", "4"])
     assert "sample photographs" in capsys.readouterr().out

@@ -107,19 +107,22 @@ class Trainer:
                 tensor.copy_(saved)
 
 
-def train(trainer, valid, epochs_done=0):
+def train(trainer, valid, new_images=None, epochs_done=0):
     """Train from epoch `epochs_done` + 1 on; after each epoch, yield its row of metrics, a dict.
 
-    Adam with a one-cycle learning rate; validation uses `trainer.averaged_model`. Each process
-    trains on its part of every batch. Raises FloatingPointError if loss or weights are not finite.
+    `new_images`, if given, returns an epoch's images for its seed. Validation uses `trainer.averaged_model`. Each
+    process trains on its part of every batch. Raises FloatingPointError if loss or weights are not finite.
     """
     tune_malloc()
     config = trainer.config
-    pixels, rank, world_size = trainer.dataset.pixels, distributed.rank(), distributed.world_size()
+    rank, world_size = distributed.rank(), distributed.world_size()
     step = choose_step(trainer)
-    steps_per_epoch = math.ceil(len(pixels) / config.batch_size)
+    steps_per_epoch = math.ceil(len(trainer.dataset) / config.batch_size)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         start = time.perf_counter()
+        if new_images:
+            trainer.dataset.replace(new_images(derive_seed(config.seed, epoch, 0)))
+        pixels = trainer.dataset.pixels
         trainer.model.train()
         torch.manual_seed(derive_seed(config.seed, epoch, 1 + rank))  # for augmentation
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, 0))

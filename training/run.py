@@ -113,7 +113,8 @@ def run_training(net, checkpoint, source, config, out_dir, path, start_from, res
     counts = f"{len(dataset):,} training and {len(valid):,} validation images"
     print(f"{checkpoint}\n{counts} of {source}, on {device} in {precision}{several}", flush=True)
     try:
-        for row in train(trainer, valid, epochs_done=len(log.history)):
+        new_images = source.training_crops if source.is_album else None
+        for row in train(trainer, valid, new_images, epochs_done=len(log.history)):
             log.write(row, trainer)
             if plot and is_first:
                 title, ending = f"{checkpoint.model} after epoch {row['epoch']}", f"_epoch{row['epoch']:03}.png"
@@ -195,6 +196,8 @@ def run_settings(checkpoint, source, config, start_from, dataset):
     network = {name: getattr(checkpoint, name) for name in ("model", "kernel", "num_filters")}
     palette = None if checkpoint.palette is None else checkpoint.palette.tolist()
     settings = network | asdict(config) | {"data": str(source), "holdout": source.holdout}
+    if source.is_album:
+        settings["working_size"] = source.working_size
     if not config.picture_weight:
         del settings["temperature"]  # of the pictures alone
     sha256 = hashlib.sha256(subsample(dataset.images).cpu().contiguous().numpy()).hexdigest()

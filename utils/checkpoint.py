@@ -18,6 +18,7 @@ OLD_FORMAT = "colorization checkpoint 1"  # stores the metrics under "figures"
 ADVICE = "name another file, or train it again"
 MAX_PICKLE = 4 << 20  # bytes of a file's containers; the numbers of its tensors come after them
 MODEL, KERNEL, NUM_FILTERS, COLORS = "UNet", 3, 32, 24  # the defaults
+WORKING_SIZE = 64  # longer side of the copy of a photograph that a network sees, in pixels
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Checkpoint:
     data: str = "unknown"
     epoch: int = 0
     metrics: dict = field(default_factory=dict)  # of that epoch, such as valid_loss
+    working_size: int = WORKING_SIZE
 
     @property
     def architecture(self):
@@ -125,10 +127,12 @@ def parse_checkpoint(content):
         content["metrics"] = content["figures"]
     if content["palette"] is not None:
         content["palette"] = check_palette(content["palette"].numpy())
+    content.setdefault("working_size", WORKING_SIZE)  # earlier checkpoints do not have it
     checkpoint = Checkpoint(**{field.name: content[field.name] for field in fields(Checkpoint)})
-    sizes = checkpoint.kernel, checkpoint.num_filters
-    if {type(size) for size in sizes} != {int} or sizes[0] not in range(1, 16, 2) or sizes[1] not in range(1, 1025):
-        raise ValueError("its kernel or number of filters is not supported")
+    sizes = checkpoint.kernel, checkpoint.num_filters, checkpoint.working_size
+    supported = range(1, 16, 2), range(1, 1025), range(4, 2049)
+    if not all(type(size) is int and size in known for size, known in zip(sizes, supported)):
+        raise ValueError("its kernel, number of filters or working size is not supported")
     if not isinstance(checkpoint.model, str) or not isinstance(checkpoint.state_dict, dict):
         raise ValueError("its network has no name or no weights")
     return checkpoint
