@@ -38,13 +38,13 @@ def parse(argv):
     flags.add_number(group, "--picture-weight", default=config.picture_weight, low=0, high=1e6, text=text, metavar="W")
 
     group = parser.add_argument_group("smooth prediction (the mean color under sharpened probabilities)")
-    text = f"longer side of the copy of a photograph that the network sees (the checkpoint's, or {WORKING_SIZE})"
+    text = f"longer side of the copies of a photograph that the network sees (the checkpoint's, or {WORKING_SIZE})"
     flags.add_number(group, "--working-size", low=4, high=2048, text=text)
     text = "of the softmax: lower gives bolder colors, higher gives paler ones"
     flags.add_number(group, "--temperature", default=config.temperature, low=0.01, high=100, text=text, metavar="T")
     args = parser.parse_args(argv)
     if args.colorize or args.valid:
-        mode, useless = ("--colorize", ["valid", "json"]) if args.colorize else ("--valid", ["working_size"])
+        mode, useless = ("--colorize", ["valid", "json"]) if args.colorize else ("--valid", [])
         flags.reject_flags(parser, args, mode, [*flags.TRAINING_FLAGS, *useless])
         if not (args.colors or "").isdecimal():
             useless = ["data", "category", "holdout", "seed"] if args.colorize else ["seed"]
@@ -59,9 +59,12 @@ def main(argv):
     trains = not args.colorize and not args.valid
     device = distributed.setup(args.device, several=trains)
     source = ImageSource(args.data, args.category, args.holdout, args.working_size or WORKING_SIZE)
+    photographs = bool(args.colorize) or source.is_album
+    if args.working_size and not photographs:
+        raise UserError(f"--working-size has no effect with --data {args.data}; leave one of them out")
     network = {"model": args.model, "kernel": args.kernel, "num_filters": args.num_filters}
     named = args.start_from if trains else args.checkpoint
-    file = named if trains or named else pretrained_path(**network, photographs=bool(args.colorize))
+    file = named if trains or named else pretrained_path(**network, photographs=photographs)
     is_new = trains and not file
     colors = args.colors or (str(COLORS) if is_new else None)
     network["palette"] = palette_for(colors, source, args.seed) if colors else None

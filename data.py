@@ -37,7 +37,7 @@ class ImageSource:
     name: str = "cifar10"  # or "sample", a folder of photographs or of CIFAR-10, or an .npy file
     category: str = "horse"  # of CIFAR-10, or "all"
     holdout: int = 0  # training images of each class to validate on, instead of the test images
-    working_size: int = WORKING_SIZE  # about the longer side at which photographs are cropped
+    working_size: int = WORKING_SIZE  # of photographs
 
     @property
     def path(self):
@@ -79,7 +79,7 @@ class ImageSource:
         elif self.is_album:
             if self.holdout:
                 raise UserError(
-                    f"--holdout has no effect with --data {self.name}: a fifth of its photographs is held out"
+                    f"--holdout has no effect with --data {self.name}, of which a fifth is held out; leave one of them out"
                 )
             images = self.training_crops(0) if train else self.validation_crops()
         else:
@@ -88,7 +88,9 @@ class ImageSource:
 
     def photographs(self, train):
         """Return an album's photographs to train on or to validate on, a list of uint8 arrays (h, w, 3)."""
-        return sample_photographs(train) if self.name == "sample" else folder_photographs(self.name, train)
+        if self.name == "sample":
+            return sample_photographs(train)
+        return folder_photographs(self.name, train, self.working_size)
 
     def training_crops(self, seed):
         """Return crops of an album's photographs for one epoch, uint8 (N, 3, 32, 32), at least one of each."""

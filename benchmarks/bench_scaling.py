@@ -134,22 +134,18 @@ def epoch_seconds(path, folder, processes):
 def draw(by_images, by_filters, by_processes):
     """Draw the three growths."""
     figure = new_figure(figsize=(11, 3.8), layout="constrained")
-    plots = (
-        ("training images", "seconds of an epoch", {n: n / speed for n, (speed, *_) in by_images.items()}),
-        ("filters of the first stage", "milliseconds of an image", {f: 1000 / s for f, (s, *_) in by_filters.items()}),
-        ("processes of one thread", "images per second", by_processes),
-    )
-    for ax, (along, up, values) in zip(figure.subplots(1, 3), plots):
-        ax.loglog(list(values), list(values.values()), "o-")
-        if "images" not in along:
-            ax.set_xticks(list(values), list(map(str, values)))
-            ax.set_yticks(
-                list(values.values()), [f"{value:.2g}" if value < 100 else f"{value:,.0f}" for value in values.values()]
-            )
-            ax.minorticks_off()
-        ax.set_xlabel(along)
-        ax.set_ylabel(up)
-        ax.grid(alpha=0.3, which="both")
+    epochs, widths, processes = figure.subplots(1, 3)
+    epochs.loglog(list(by_images), [count / speed for count, (speed, *_) in by_images.items()], "o-")
+    epochs.set(xlabel="training images (log scale)", ylabel="seconds of an epoch (log scale)")
+    widths.plot(list(by_filters), [1000 / speed for speed, *_ in by_filters.values()], "o-")
+    widths.set(xlabel="filters of the first stage", ylabel="milliseconds of an image", xticks=list(by_filters), ylim=0)
+    counts, speeds = list(by_processes), list(by_processes.values())
+    processes.plot(counts, speeds, "o-", label="measured")
+    processes.plot([0, counts[-1]], [0, counts[-1] * speeds[0]], ":", color="gray", label="in proportion")
+    processes.set(xlabel="processes of one thread", ylabel="images a second", xticks=counts, ylim=0, xlim=0)
+    processes.legend()
+    for ax in (epochs, widths, processes):
+        ax.grid(alpha=0.3)
     save(figure, PROJECT / "docs" / "scaling.png")
 
 

@@ -26,8 +26,8 @@ from pictures.colorize import colorize_full_size, predict_chroma
 from pictures.decoding import apply_chroma
 from pictures.metrics import measure
 from pictures.plots import save_image_grid
-from sources.image_files import list_image_files, read_image, split_files
-from utils.console import print_table, run
+from sources.image_files import list_image_files, read_image, split_files, to_tensor
+from utils.console import UserError, print_table, run
 from utils.files import check_writable
 
 SIZES = (32, 48, 64, 80, 96, 128)
@@ -43,12 +43,7 @@ def library_photographs():
 
 def as_tensor(image):
     """Return an RGB image as (1, 3, H, W) in [0, 1)."""
-    return to_rgb(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
-
-
-def mean_color(image):
-    """Return the mean color of an RGB image, (1, 3, 1, 1)."""
-    return as_tensor(image).mean((2, 3), keepdim=True)
+    return to_rgb(to_tensor(image))
 
 
 def compare(images, colorize):
@@ -58,10 +53,10 @@ def compare(images, colorize):
         truth = as_tensor(image)
         gray = truth.mean(1, keepdim=True)
         pictures = {"gray": gray.expand_as(truth), "colored": colorize(image, gray), "truth": truth}
-        gray, colored, truth = measure(pictures, truth, perceptual=True).values()
-        psnr = colored["psnr"]["mean"] - gray["psnr"]["mean"]
-        others = [colored[name]["mean"] for name in ("ciede2000", "auc", "colorfulness")]
-        rows.append([psnr, *others, truth["colorfulness"]["mean"]])
+        metrics = measure(pictures, truth, perceptual=True)
+        values = [metrics["colored"][name]["mean"] for name in ("psnr", "ciede2000", "auc", "colorfulness")]
+        values[0] -= metrics["gray"]["psnr"]["mean"]
+        rows.append([*values, metrics["truth"]["colorfulness"]["mean"]])
     psnr, ciede2000, auc, colorfulness, true_colorfulness = np.mean(rows, 0)
     return f"{psnr:.2f}", f"{ciede2000:.2f}", f"{auc:.4f}", f"{colorfulness / true_colorfulness:.2f}"
 
@@ -87,17 +82,20 @@ def main(argv):
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights (the shipped ones for photographs)")
     parser.add_argument("--out-dir", type=Path, default=Path("outputs"), metavar="DIR", help="for the drawn pictures")
     args = parser.parse_args(argv)
+    if args.held_out and not args.photographs:
+        parser.error("--held-out needs --photographs FOLDER")
     check_writable(args.out_dir / "photographs_1.png")
     if args.photographs:
-        files = split_files(args.photographs, False) if args.held_out else list_image_files(args.photographs)
-        images = [read_image(file)[0] for file in files]
         all_files = list_image_files(args.photographs)
-        everything = [read_image(file, 64)[0] for file in all_files]
+        files = split_files(args.photographs, train=False) if args.held_out else all_files
+        if not files:
+            raise UserError(f"{args.photographs}: too few photographs")
+        images, everything = [read_image(file)[0] for file in files], [read_image(file, 64)[0] for file in all_files]
     else:
         images = everything = library_photographs()
     for image in images:
         image.thumbnail((LONGER_SIDE, LONGER_SIDE), Image.Resampling.LANCZOS)
-    tint = torch.cat([mean_color(image) for image in everything]).mean(0, keepdim=True)
+    tint = torch.cat([as_tensor(image).mean((2, 3), keepdim=True) for image in everything]).mean(0, keepdim=True)
     net, checkpoint = load_network(args.checkpoint or pretrained_path(photographs=True))
 
     def color(image, size=checkpoint.working_size):

@@ -13,7 +13,6 @@ import csv
 import itertools
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.patches import Rectangle
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -30,7 +30,16 @@ sys.path.insert(0, str(PROJECT))
 import colorization
 import models
 from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray
-from models import CLASSIFIERS, MyConv2d, MyDilatedConv2d, file_name, load_network, predict, pretrained_path
+from models import (
+    CLASSIFIERS,
+    MyConv2d,
+    MyDilatedConv2d,
+    file_name,
+    load_network,
+    predict,
+    pretrained_path,
+    stage_outputs,
+)
 from pictures.decoding import comparison_rows
 from pictures.plots import new_figure, save, save_image_grid
 from utils.console import print_table, run
@@ -193,7 +202,7 @@ def shipped_pictures(data_flags):
 
 
 def side_by_side(source):
-    """Draw the first ten test horses as each shipped network colors them."""
+    """Draw the first ten test horses as each shipped network colors them, and six in fewer rows for the README."""
     images, rows = source.validation_images()[:10], {}
     for model in ("RegressionCNN", *CLASSIFIERS):
         net, checkpoint = load_network(pretrained_path(model))
@@ -204,6 +213,10 @@ def side_by_side(source):
                 rows[f"{model}, {label.replace('prediction in ', '')}".removesuffix(", prediction")] = each[label]
     rows = {"gray input": each["gray input"], **rows, "truth": each["truth"]}
     save_image_grid(PICTURES / "networks.png", "The first ten test horses", rows)
+    few = {"gray": "gray input", "RegressionCNN": "RegressionCNN", "CNN": "CNN, smooth prediction"}
+    few |= {"UNet": "UNet, smooth prediction", "truth": "truth"}
+    few = {label: rows[name][:6] for label, name in few.items()}
+    save_image_grid(PICTURES / "horses.png", "", few)
 
 
 def rebalanced_pictures(data_flags):
@@ -267,6 +280,15 @@ def extent(field):
     return "x".join(str(int(line.max() - line.min() + 1)) for line in (field > 0).nonzero().T)
 
 
+def half_of(field):
+    """Return the radius of the smallest square around the middle that has half of a field's sum, and its share."""
+    for radius in range(32):
+        inner = slice(32 - radius, 33 + radius)
+        share = (field[inner, inner].sum() / field.sum()).item()
+        if share >= 0.5:
+            return radius, share
+
+
 def receptive_fields():
     """Print and draw what one output pixel sees: of single filters, and of the networks."""
     rows = []
@@ -283,11 +305,18 @@ def receptive_fields():
         rows.append([model, computed_field(dilation=int(model == "DUNet")), extent(fields[model])])
     table("One output pixel of the networks", ["network", "computed", "measured"], rows)
     figure = new_figure(figsize=(10, 3.6), layout="constrained")
-    for ax, (model, field) in zip(figure.subplots(1, 3), fields.items()):
-        ax.imshow((field / field.max()).clamp_min(1e-6).log10(), cmap="magma", vmin=-5, vmax=0)
-        ax.set_title(f"{model}: {extent(field)}")
+    axes = figure.subplots(1, 3)
+    for ax, (model, field) in zip(axes, fields.items()):
+        image = ax.imshow(field / field.max(), cmap="magma", norm="log", vmin=1e-5, vmax=1)
+        ax.add_patch(Rectangle((15.5, 15.5), 32, 32, fill=False, color="gray"))  # an image of CIFAR-10 around the pixel
+        radius, share = half_of(field)
+        ax.add_patch(
+            Rectangle((31.5 - radius, 31.5 - radius), 2 * radius + 1, 2 * radius + 1, fill=False, color="cyan")
+        )
+        ax.set_title(f"{model}: {extent(field)}\n{share:.0%} of the gradient in {2 * radius + 1}x{2 * radius + 1}")
+        ax.set(xlim=(8.5, 54.5), ylim=(54.5, 8.5))
         ax.axis("off")
-    figure.suptitle("What the middle output pixel sees of 64x64: gradient, from dark (1/100,000) to light (1)")
+    figure.colorbar(image, ax=axes, label="gradient, as a share of the largest")
     save(figure, PICTURES / "receptive_fields.png")
 
 
@@ -296,14 +325,13 @@ def curves(models):
     figure = new_figure(figsize=(10, 3.8), layout="constrained")
     for ax, (figure_name, label) in zip(figure.subplots(1, 2), (("loss", "loss"), ("accuracy", "accuracy"))):
         for color, model in enumerate(models):
-            for seed in SEEDS:
-                rows = history(f"{short(model)}_{seed}")
-                for part, style in (("train", ":"), ("valid", "-")):
-                    name = f"{model}, {'training' if part == 'train' else 'held out'}" if seed == 0 else None
-                    if f"{part}_{figure_name}" not in rows[0]:
-                        continue  # training measures the loss alone
-                    values = [row[f"{part}_{figure_name}"] for row in rows]
-                    ax.plot([row["epoch"] for row in rows], values, style, color=f"C{color}", label=name, linewidth=1)
+            runs_of = [history(f"{short(model)}_{seed}") for seed in SEEDS]
+            for part, style, words in (("train", ":", "training"), ("valid", "-", "held out")):
+                if f"{part}_{figure_name}" in runs_of[0][0]:  # training measures the loss alone
+                    values = np.array([[row[f"{part}_{figure_name}"] for row in rows] for rows in runs_of])
+                    epochs = np.arange(1, values.shape[1] + 1)
+                    ax.plot(epochs, values.mean(0), style, color=f"C{color}", label=f"{model}, {words}")
+                    ax.fill_between(epochs, values.min(0), values.max(0), color=f"C{color}", alpha=0.3, linewidth=0)
         ax.set_xlabel("epoch")
         ax.set_ylabel(label)
         ax.grid(alpha=0.3)
@@ -311,14 +339,22 @@ def curves(models):
     save(figure, PICTURES / "curves.png")
 
 
-def activation_sheets(data_flags):
-    """Draw the feature maps of test image 3, an early, a middle and a late stage of CNN and UNet."""
-    for model in ("CNN", "UNet"):
-        out = RUNS / "activations"
-        script("activations.py", 3, "--model", model, "--out-dir", out, *data_flags)
-        for stage in ("0_image", "1_downconv1", "3_rfconv", "5_upconv2"):
-            source = out / f"activations_{model.lower()}_3" / f"{stage}.png"
-            shutil.copyfile(source, PICTURES / f"{model.lower()}_{stage}.png")
+def activation_sheets(source):
+    """Draw the eight most varied feature maps of three stages of CNN and UNet, for two test images."""
+    for number in (3, 7):
+        image, rows = source.validation_images()[number], {}
+        for model in ("CNN", "UNet"):
+            outputs = stage_outputs(load_network(pretrained_path(model))[0], to_gray(image[None]))
+            for stage in ("downconv1", "rfconv", "upconv2"):
+                (maps,) = outputs[stage]  # (C, H, W)
+                chosen = maps[maps.std((1, 2)).topk(8).indices.sort().values]
+                least, most = chosen.amin((1, 2), keepdim=True), chosen.amax((1, 2), keepdim=True)
+                scaled = torch.nn.functional.interpolate(((chosen - least) / (most - least))[:, None], 64)
+                rows[f"{model}, {stage}"] = [
+                    *scaled,
+                    image[None].repeat_interleave(2, 2).repeat_interleave(2, 3)[0] / 256,
+                ]
+        save_image_grid(PICTURES / f"activations_{number}.png", f"Test image {number} (right)", rows)
 
 
 def main(argv):
@@ -357,7 +393,7 @@ def main(argv):
     over_seeds("CNN and UNet", ["CNN", *WIDE_CNN, "UNet"])
     over_seeds("UNet trained without a skip connection, 10 epochs", CUTS)
     receptive_fields()
-    activation_sheets(data_flags)
+    activation_sheets(source)
     over_seeds("Augmentation, UNet", [name for name in AUGMENTATIONS if "--rebalance" not in name])
     rebalanced_pictures(data_flags)
     rates, batches = (sorted({pair[axis] for pair in SWEEP}) for axis in (0, 1))

@@ -19,11 +19,11 @@ from data import to_gray, to_rgb
 from models import STRIDE, predict
 from pictures.decoding import TEMPERATURE, apply_chroma, decode_annealed_mean
 from pictures.plots import save_image_grid
-from sources.image_files import list_image_files, read_image
+from sources.image_files import list_image_files, read_image, to_tensor
 from utils.console import UserError
 from utils.files import atomic_write, new_file
 
-SIZES = (0.75, 1.25)  # of the copies whose predictions are averaged, as multiples of the working size
+COPY_SCALES = (0.75, 1.25)  # longer side of the copies that the network sees, as multiples of the working size
 RADIUS = 4  # of the guided filter, in pixels of the largest copy
 EPSILON = 1e-3  # variance of the gray above which the guided filter takes a difference for an edge
 STRIP = 1 << 20  # pixels colored at a time
@@ -35,23 +35,22 @@ def small_gray(image, longer_side):
     """Return the gray of a copy of an RGB image, (1, 1, h, w), whose sides are multiples of STRIDE."""
     scale = min(1, longer_side / max(image.size))
     size = [max(STRIDE, STRIDE * round(side * scale / STRIDE)) for side in image.size]
-    small = np.array(image.resize(size, Image.Resampling.BOX, reducing_gap=2))  # (h, w, 3)
-    return to_gray(torch.from_numpy(small).permute(2, 0, 1)[None])
+    return to_gray(to_tensor(image.resize(size, Image.Resampling.BOX, reducing_gap=2)))
 
 
 def predict_chroma(net, palette, image, working_size, temperature=TEMPERATURE):
     """Return the chroma that a network predicts for an RGB image, and the gray (1, 1, h, w) that it saw.
 
-    The chroma is the colors minus their mean, (1, 3, h, w), averaged over copies of SIZES times `working_size`
+    The chroma is the colors minus their mean, (1, 3, h, w), averaged over copies of COPY_SCALES times `working_size`
     pixels on the longer side, each also mirrored; (h, w) is the size of the last.
     """
     predictions = []
-    for share in SIZES:
-        gray = small_gray(image, share * working_size)
+    for scale in COPY_SCALES:
+        gray = small_gray(image, scale * working_size)
         both = torch.cat([gray, gray.flip(3)])
         colors = decode_annealed_mean(predict(net, both).cpu(), palette, both, temperature)  # (2, 3, h, w)
         predictions.append(colors[:1] + colors[1:].flip(3))
-    mean = sum(interpolate(colors, gray.shape[2:], mode="bicubic") for colors in predictions) / (2 * len(SIZES))
+    mean = sum(interpolate(colors, gray.shape[2:], mode="bicubic") for colors in predictions) / (2 * len(COPY_SCALES))
     return mean - mean.mean(1, keepdim=True), gray
 
 
@@ -70,17 +69,15 @@ def fit_to_gray(chroma, gray):
 
 
 def colorize_full_size(chroma, gray, image):
-    """Return an RGB image whose gray is combined with a small copy's chroma (1, 3, h, w), enlarged along its edges."""
+    """Return an RGB image colored with the chroma (1, 3, h, w) of its small copy, whose gray is (1, 1, h, w)."""
     width, height = image.size
-    planes = torch.cat(
-        [part[0, :2] for part in fit_to_gray(chroma, gray)]
-    )  # of red and green; blue is what is left to 0
-    planes = [Image.fromarray(plane.numpy()) for plane in planes]
+    # of red and green alone, since the three sum to zero
+    planes = [Image.fromarray(plane.numpy()) for part in fit_to_gray(chroma, gray) for plane in part[0, :2]]
     scale = gray.shape[2] / height
     colored = np.empty((height, width, 3), np.uint8)
 
     def color_rows(top, bottom):
-        full_gray = to_gray(torch.from_numpy(np.array(image.crop((0, top, width, bottom)))).permute(2, 0, 1)[None])
+        full_gray = to_gray(to_tensor(image.crop((0, top, width, bottom))))
         box = (0, top * scale, gray.shape[3], bottom * scale)
         size = width, bottom - top
         enlarged = np.stack([np.array(plane.resize(size, Image.Resampling.BICUBIC, box=box)) for plane in planes])
@@ -129,7 +126,7 @@ def thumbnail(image):
     """Return a small copy of an image as a tensor (3, h, w) in 0..1."""
     image = image.convert("RGB")  # a copy
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return to_rgb(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    return to_rgb(to_tensor(image))[0]
 
 
 def is_result(file, folder):

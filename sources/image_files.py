@@ -19,9 +19,8 @@ from utils.files import reading
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TGA", "TIFF", "WEBP")  # none runs a program
 MAX_PIXELS = 80_000_000  # of an image, which keeps the process under 2 GB
 LARGE_IMAGES = threading.Lock()  # one at a time, so that threads do not fill the memory together
-KEPT_SIZE = 128  # longer side of what is kept of a photograph to learn from, in pixels: at most 48 KB
 KEPT_BYTES = 1 << 30  # of all of a folder's photographs together
-SCALES = (0.75, 2)  # of the crops to learn from, as multiples of the working size
+CROP_SCALES = (0.75, 2)  # longer side of the photograph that a crop is taken from, as multiples of the working size
 GAMMAS = (0.67, 1.5)  # of the crops to learn from, which makes them darker or lighter
 MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
 
@@ -67,10 +66,14 @@ def to_uint8(image):
     return Image.fromarray(values.astype(np.uint8))
 
 
+def to_tensor(image):
+    """Return an RGB image as a tensor, uint8 (1, 3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+
+
 def load_square(path):
     """Return the central square of an image file, resized to uint8 (3, 32, 32). Raises UserError."""
-    square = ImageOps.fit(read_image(path)[0], (SIZE, SIZE), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+    return to_tensor(ImageOps.fit(read_image(path)[0], (SIZE, SIZE), Image.Resampling.LANCZOS))[0]
 
 
 def split_files(folder, train):
@@ -82,14 +85,14 @@ def split_files(folder, train):
 
 
 @lru_cache(2)
-def folder_photographs(folder, train):
+def folder_photographs(folder, train, working_size):
     """Return small copies of a folder's photographs to train on or to validate on, a list of uint8 arrays (h, w, 3).
 
-    They have at most KEPT_SIZE pixels on the longer side, fewer if all together would take more than KEPT_BYTES.
+    They are as large as random_crops() can use, smaller if all together would take more than KEPT_BYTES.
     Unreadable files are named and left out. Raises UserError.
     """
     files = split_files(folder, train)
-    size = min(KEPT_SIZE, int((KEPT_BYTES / 3 / max(1, len(files))) ** 0.5))
+    size = int(min(CROP_SCALES[1] * working_size, (KEPT_BYTES / 3 / max(1, len(files))) ** 0.5))
 
     def read(file):
         try:
@@ -110,14 +113,14 @@ def folder_photographs(folder, train):
 def random_crops(photographs, working_size, count, seed, gammas=(1, 1)):
     """Return square crops of uint8 arrays (h, w, 3) at random places and scales, uint8 (count, 3, 32, 32).
 
-    Each is 32 pixels of a photograph whose longer side is scaled down to SCALES times the working size, and is made
+    Each is 32x32 pixels of a photograph whose longer side is scaled down to CROP_SCALES times the working size, made
     darker or lighter by an exponent between the two `gammas`. Each photograph occurs equally often, give or take one.
     """
     rng = np.random.default_rng(seed)
     crops = np.empty((count, SIZE, SIZE, 3), np.uint8)
     for crop, number in zip(crops, rng.permutation(np.arange(count) % len(photographs))):
         height, width, _ = photographs[number].shape
-        scale = working_size * np.exp(rng.uniform(*np.log(SCALES)))
+        scale = working_size * np.exp(rng.uniform(*np.log(CROP_SCALES)))
         side = min(SIZE * max(1, max(height, width) / scale), height, width)
         left, top = rng.uniform(0, (width - side, height - side))
         box = left, top, min(left + side, width), min(top + side, height)

@@ -344,9 +344,9 @@ def test_an_interrupted_run_on_an_album_resumes_with_the_same_crops(folder, monk
 
 
 def test_an_albums_photographs_are_split_the_same_way_every_time(folder):
-    train, valid = (image_files.folder_photographs.__wrapped__(folder, part) for part in (True, False))
+    train, valid = (image_files.folder_photographs.__wrapped__(folder, part, 64) for part in (True, False))
     assert (len(train), len(valid)) == (8, 2) and train[0].shape[2] == 3 and train[0].dtype == np.uint8
-    again = image_files.folder_photographs.__wrapped__(folder, False)
+    again = image_files.folder_photographs.__wrapped__(folder, False, 64)
     assert all(np.array_equal(a, b) for a, b in zip(valid, again))
     assert not {x.tobytes() for x in train} & {x.tobytes() for x in valid}
 
@@ -368,7 +368,7 @@ def test_crops_show_every_photograph_as_often_at_several_scales(monkeypatch):
 
 def test_many_photographs_are_kept_smaller(folder, monkeypatch):
     monkeypatch.setattr(image_files, "KEPT_BYTES", 9 * 3 * 40**2)
-    photographs = image_files.folder_photographs.__wrapped__(folder, True)
+    photographs = image_files.folder_photographs.__wrapped__(folder, True, 64)
     assert all(max(photograph.shape) == 40 for photograph in photographs)
 
 

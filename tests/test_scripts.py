@@ -373,7 +373,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         (colorization, ["--valid", "--start-from", "u.pkl"], "--start-from", "--valid"),
         (colorization, ["--valid", "--resume"], "--resume", "--valid"),
         (colorization, ["--valid", "-e", "3"], "--epochs", "--valid"),
-        (colorization, ["--valid", "--working-size", "32"], "--working-size", "--valid"),
+        (colorization, ["--valid", "--working-size", "32"], "--working-size", "--data cifar10"),
         (colorization, ["--valid", "--seed", "3"], "--seed", "--valid without --colors K"),
         (colorization, ["--json", "m.json"], "--json", "training"),
         (colorization, ["--colorize", "a.png", "--category", "cat"], "--category", "--colorize without --colors K"),

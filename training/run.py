@@ -22,7 +22,7 @@ from training.loop import Trainer, train
 from utils import distributed
 from utils.checkpoint import read_torch_file, save_checkpoint, write_torch_file
 from utils.console import UserError
-from utils.files import atomic_write, check_targets, write_json
+from utils.files import PROJECT, atomic_write, check_targets, write_json
 
 STATE_FORMAT = "colorization training state 3"
 SUFFIXES = (".csv", ".json", ".state", "_curve.png", "_images.png")  # of a run's files in its output folder
@@ -38,6 +38,8 @@ class RunLog:
     def __init__(self, checkpoint, path, out_dir, inputs):
         self.checkpoint, self.path, self.out_dir = checkpoint, path, out_dir
         self.best_path, self.history = path.parent / f"{path.stem}_best.pkl", []
+        if path.resolve().parent == PROJECT / "weights":
+            raise UserError(f"{path}: a shipped file; save to another one, or name this one with --start-from")
         check_targets((path, self.best_path, *map(self.path_for, SUFFIXES)), inputs)
 
     def path_for(self, suffix):

@@ -18,7 +18,7 @@ OLD_FORMAT = "colorization checkpoint 1"  # stores the metrics under "figures"
 ADVICE = "name another file, or train it again"
 MAX_PICKLE = 4 << 20  # bytes of a file's containers; the numbers of its tensors come after them
 MODEL, KERNEL, NUM_FILTERS, COLORS = "UNet", 3, 32, 24  # the defaults
-WORKING_SIZE = 64  # longer side of the copy of a photograph that a network sees, in pixels
+WORKING_SIZE = 64  # about the longer side of the copies of a photograph that a network sees, in pixels
 
 
 @dataclass(frozen=True)

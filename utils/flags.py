@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from utils.checkpoint import COLORS, KERNEL, MODEL, NUM_FILTERS
+from utils.console import UserError
 
 TRAINING_FLAGS = ("epochs", "batch_size", "learning_rate", "augment", "precision", "plot", "resume", "start_from")
 TRAINING_FLAGS += ("rebalance", "picture_weight")  # of the classifiers
@@ -27,7 +28,7 @@ def reject_flags(parser, args, mode, useless):
     for name in useless:
         if getattr(args, name, None) != parser.get_default(name):  # both None for another script's flag
             flag = name.replace("learning", "learn").replace("_", "-")
-            parser.error(f"--{flag} has no effect with {mode}; leave one of them out")
+            raise UserError(f"--{flag} has no effect with {mode}; leave one of them out")
 
 
 def add_action_flags(parser, default="train"):
