@@ -78,9 +78,7 @@ class ImageSource:
             images = array_images(self.name, train)
         elif self.is_album:
             if self.holdout:
-                raise UserError(
-                    f"--holdout has no effect with --data {self.name}, of which a fifth is held out; leave one of them out"
-                )
+                raise UserError(f"--holdout has no effect with --data {self.name}; leave one of them out")
             images = self.training_crops(0) if train else self.validation_crops()
         else:
             raise UserError(f"--data {self.name}: not cifar10, sample, a folder of images or an .npy file")
