@@ -6,6 +6,7 @@ python activations.py 3 --model CNN --checkpoint weights/cnn_k3_f32.pkl
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from data import ImageDataset, ImageSource, palette_for, to_gray
@@ -49,7 +50,7 @@ def main(argv):
     palette = palette_for(args.colors, source) if args.colors else None
     network = {"model": args.model, "kernel": args.kernel, "num_filters": args.num_filters}
     net, checkpoint = load_network(args.checkpoint or pretrained_path(**network), **network, palette=palette)
-    image, name = load_image(args.image, source)
+    image, name = load_image(args.image, replace(source, working_size=checkpoint.working_size))
     outputs = stage_outputs(net.to(device), to_gray(image))  # name -> (1, C, H, W)
 
     folder = args.out_dir / f"activations_{FILE_STEMS[checkpoint.model]}_{name}"

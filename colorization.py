@@ -38,8 +38,8 @@ def parse(argv):
     flags.add_number(group, "--picture-weight", default=config.picture_weight, low=0, high=1e6, text=text, metavar="W")
 
     group = parser.add_argument_group("smooth prediction (the mean color under sharpened probabilities)")
-    text = f"longer side of the copies of a photograph that the network sees (the checkpoint's, or {WORKING_SIZE})"
-    flags.add_number(group, "--working-size", low=4, high=2048, text=text)
+    text = f"about the longer side of a photograph as the network sees it (the checkpoint's, or {WORKING_SIZE})"
+    flags.add_number(group, "--working-size", low=4, high=512, text=text)
     text = "of the softmax: lower gives bolder colors, higher gives paler ones"
     flags.add_number(group, "--temperature", default=config.temperature, low=0.01, high=100, text=text, metavar="T")
     args = parser.parse_args(argv)
@@ -58,7 +58,7 @@ def main(argv):
     args = parse(argv)
     trains = not args.colorize and not args.valid
     device = distributed.setup(args.device, several=trains)
-    source = ImageSource(args.data, args.category, args.holdout, args.working_size or WORKING_SIZE)
+    source = ImageSource(args.data, args.category, args.holdout)
     photographs = bool(args.colorize) or source.is_album
     if args.working_size and not photographs:
         raise UserError(f"--working-size has no effect with --data {args.data}; leave one of them out")

@@ -79,7 +79,7 @@ class ImageSource:
         elif self.is_album:
             if self.holdout:
                 raise UserError(f"--holdout has no effect with --data {self.name}; leave one of them out")
-            images = self.training_crops(0) if train else self.validation_crops()
+            images = self.training_crops(0, gammas=(1, 1)) if train else self.validation_crops()
         else:
             raise UserError(f"--data {self.name}: not cifar10, sample, a folder of images or an .npy file")
         return images, torch.zeros((), dtype=torch.int64).expand(len(images))
@@ -90,10 +90,10 @@ class ImageSource:
             return sample_photographs(train)
         return folder_photographs(self.name, train, self.working_size)
 
-    def training_crops(self, seed):
+    def training_crops(self, seed, gammas=GAMMAS):
         """Return crops of an album's photographs for one epoch, uint8 (N, 3, 32, 32), at least one of each."""
         photographs = self.photographs(train=True)
-        return random_crops(photographs, self.working_size, max(MIN_CROPS, len(photographs)), seed, GAMMAS)
+        return random_crops(photographs, self.working_size, max(MIN_CROPS, len(photographs)), seed, gammas)
 
     def validation_crops(self):
         """Return the crops of an album's other photographs, always the same, uint8 (N, 3, 32, 32)."""
@@ -147,12 +147,13 @@ class ImageDataset:
     """
 
     def __init__(self, images, palette, device):
-        self.palette, self.device = palette, device
+        self.palette, self.device, self.table = palette, device, None
         self.replace(images)
 
     def replace(self, images):
         """Take these images in place of the earlier ones."""
-        self.table = None if self.palette is None else label_table(images, self.palette)
+        if self.palette is not None and (self.table is None or len(images) <= MAX_SCANNED_IMAGES):
+            self.table = label_table(images, self.palette)  # for more images, one that has all colors stays
         if self.palette is not None and len(images) <= MAX_SCANNED_IMAGES:
             labels = torch.cat([self.targets(part) for part in images.split(4096)])
             images = torch.cat([images, labels[:, None]], 1)

@@ -35,6 +35,12 @@ LONGER_SIDE = 480
 DRAWN, COLUMNS, THUMBNAIL = 10, 5, 180
 
 
+def shrink(image, longer_side=LONGER_SIDE):
+    """Scale an image down in place, and return it."""
+    image.thumbnail((longer_side, longer_side), Image.Resampling.LANCZOS)
+    return image
+
+
 def library_photographs():
     """Return six photographs that come with scikit-learn and scikit-image."""
     chosen = [getattr(photographs, name)() for name in ("astronaut", "coffee", "chelsea", "rocket")]
@@ -87,14 +93,13 @@ def main(argv):
     check_writable(args.out_dir / "photographs_1.png")
     if args.photographs:
         all_files = list_image_files(args.photographs)
-        files = split_files(args.photographs, train=False) if args.held_out else all_files
+        files = split_files(all_files, train=False) if args.held_out else all_files
         if not files:
             raise UserError(f"{args.photographs}: too few photographs")
-        images, everything = [read_image(file)[0] for file in files], [read_image(file, 64)[0] for file in all_files]
+        images = [shrink(read_image(file)[0]) for file in files]
+        everything = [shrink(read_image(file, 64)[0], 64) for file in all_files]
     else:
-        images = everything = library_photographs()
-    for image in images:
-        image.thumbnail((LONGER_SIDE, LONGER_SIDE), Image.Resampling.LANCZOS)
+        images = everything = [shrink(image) for image in library_photographs()]
     tint = torch.cat([as_tensor(image).mean((2, 3), keepdim=True) for image in everything]).mean(0, keepdim=True)
     net, checkpoint = load_network(args.checkpoint or pretrained_path(photographs=True))
 

@@ -44,13 +44,15 @@ def predict_chroma(net, palette, image, working_size, temperature=TEMPERATURE):
     The chroma is the colors minus their mean, (1, 3, h, w), averaged over copies of COPY_SCALES times `working_size`
     pixels on the longer side, each also mirrored; (h, w) is the size of the last.
     """
+
+    def colors(gray):
+        return decode_annealed_mean(predict(net, gray).cpu(), palette, gray, temperature)
+
     predictions = []
     for scale in COPY_SCALES:
         gray = small_gray(image, scale * working_size)
-        both = torch.cat([gray, gray.flip(3)])
-        colors = decode_annealed_mean(predict(net, both).cpu(), palette, both, temperature)  # (2, 3, h, w)
-        predictions.append(colors[:1] + colors[1:].flip(3))
-    mean = sum(interpolate(colors, gray.shape[2:], mode="bicubic") for colors in predictions) / (2 * len(COPY_SCALES))
+        predictions.append(colors(gray) + colors(gray.flip(3)).flip(3))  # (1, 3, h, w)
+    mean = sum(interpolate(each, gray.shape[2:], mode="bicubic") for each in predictions) / (2 * len(COPY_SCALES))
     return mean - mean.mean(1, keepdim=True), gray
 
 
@@ -156,7 +158,7 @@ def colorize_files(paths, folder, net, palette, working_size, temperature=TEMPER
     if pairs:
         before, after = zip(*pairs)
         rows = {"gray": [picture.mean(0, keepdim=True) for picture in before], "after": after}
-        if any((picture - picture.mean(0)).abs().max() > 0.1 for picture in before):
+        if any((picture - picture.mean(0)).abs().max() > 0.03 for picture in before):
             rows = {"before": before} | rows  # not for old photographs, which are gray
         with new_file(folder / "before_and_after.png") as path:
             save_image_grid(path, "before and after", rows)

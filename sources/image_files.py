@@ -46,7 +46,7 @@ def read_image(path, size=None):
             raise ValueError(f"it has {image.width * image.height:,} pixels")
         if image.info.get("progressive") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
             raise ValueError(f"it has more than {MAX_SCANS} progressive scans")
-        if size:
+        if size and not image.info.get("progressive"):  # which takes all of its memory at any size
             image.draft("RGB", (size, size))
         with LARGE_IMAGES if image.width * image.height > MAX_PIXELS / 8 else contextlib.nullcontext():
             image = ImageOps.exif_transpose(image)
@@ -76,9 +76,8 @@ def load_square(path):
     return to_tensor(ImageOps.fit(read_image(path)[0], (SIZE, SIZE), Image.Resampling.LANCZOS))[0]
 
 
-def split_files(folder, train):
-    """Return the four fifths of a folder's image files to train on, or the fifth to validate on, always the same."""
-    files = list_image_files(folder)
+def split_files(files, train):
+    """Return the four fifths of image files to train on, or the fifth to validate on, always the same."""
     order = np.random.default_rng(0).permutation(len(files))
     count = round(len(files) / 5)
     return [files[number] for number in np.sort(order[count:] if train else order[:count])]
@@ -91,8 +90,8 @@ def folder_photographs(folder, train, working_size):
     They are as large as random_crops() can use, smaller if all together would take more than KEPT_BYTES.
     Unreadable files are named and left out. Raises UserError.
     """
-    files = split_files(folder, train)
-    size = int(min(CROP_SCALES[1] * working_size, (KEPT_BYTES / 3 / max(1, len(files))) ** 0.5))
+    all_files = list_image_files(folder)
+    size = int(min(CROP_SCALES[1] * working_size, (KEPT_BYTES / 3 / max(1, len(all_files))) ** 0.5))
 
     def read(file):
         try:
@@ -103,10 +102,11 @@ def folder_photographs(folder, train, working_size):
         return np.array(image)
 
     # in threads, because Pillow releases the GIL while decoding
+    files = split_files(all_files, train)
     photographs = thread_map(read, files, max_workers=os.cpu_count(), desc="reading", leave=False, disable=None)
     photographs = [photograph for photograph in photographs if photograph is not None]
-    if len(photographs) < 2:
-        raise UserError(f"{folder}: too few images to {'train' if train else 'validate'} on; at least 10 are required")
+    if len(photographs) < 1 + train:
+        raise UserError(f"{folder}: too few readable images to {'train' if train else 'validate'} on; use at least 10")
     return photographs
 
 

@@ -315,6 +315,16 @@ def test_sample_crops_are_thousands_of_small_pictures():
     assert train.dtype == torch.uint8
 
 
+def test_a_table_of_all_colors_stays_where_it_is(monkeypatch):
+    """A CUDA graph that was captured with it reads it in later epochs, too."""
+    monkeypatch.setattr(data, "MAX_SCANNED_IMAGES", 3)
+    images = torch.from_numpy(smooth_images(8))
+    dataset = data.ImageDataset(images[:4], np.array([[0.1, 0.2, 0.3], [0.9, 0.8, 0.7]]), torch.device("cpu"))
+    table = dataset.table
+    dataset.replace(images[4:])
+    assert dataset.table is table and torch.equal(dataset.images, images[4:])
+
+
 def test_palette_is_fitted_to_all_pixels_and_repeats():
     centers = np.array([[20, 30, 40], [200, 190, 10], [120, 230, 240]])
     noise = np.random.default_rng(0).integers(-6, 7, (20, 16, 16, 3))

@@ -130,7 +130,7 @@ def parse_checkpoint(content):
     content.setdefault("working_size", WORKING_SIZE)  # earlier checkpoints do not have it
     checkpoint = Checkpoint(**{field.name: content[field.name] for field in fields(Checkpoint)})
     sizes = checkpoint.kernel, checkpoint.num_filters, checkpoint.working_size
-    supported = range(1, 16, 2), range(1, 1025), range(4, 2049)
+    supported = range(1, 16, 2), range(1, 1025), range(4, 513)
     if not all(type(size) is int and size in known for size, known in zip(sizes, supported)):
         raise ValueError("its kernel, number of filters or working size is not supported")
     if not isinstance(checkpoint.model, str) or not isinstance(checkpoint.state_dict, dict):
