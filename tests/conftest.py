@@ -126,3 +126,18 @@ def fails(capsys, monkeypatch):
         return lines[-1]
 
     return check
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the exercise's parts, each passed or not, and the points."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    parts = {}
+    for report in reports:
+        for _, words in (pair for pair in report.user_properties if pair[0] == "part" and report.when == "call"):
+            parts[words] = parts.get(words, True) and report.passed
+    if parts:
+        points = {words: int(words.split()[-2]) for words in parts}
+        for words, passed in sorted(parts.items()):
+            terminalreporter.write_line(f"{'passed' if passed else 'FAILED':8} {words}")
+        total = sum(points[words] for words, passed in parts.items() if passed)
+        terminalreporter.write_line(f"{total} of {sum(points.values())} points")

@@ -89,7 +89,7 @@ def test_own_convolutions_where_the_exercise_asks_for_them():
     for net in (CNN(3, 4, 5), UNet(3, 4, 5), DilatedUNet(3, 4, 5)):
         assert not any(isinstance(module, nn.Conv2d) for module in net.modules())
     assert isinstance(DilatedUNet(3, 4, 5).rfconv[0], MyDilatedConv2d)
-    assert DilatedUNet(3, 4, 5).rfconv[0].dilation == 1
+    assert DilatedUNet(3, 4, 5).rfconv[0].spacing == 2
 
 
 def reference(model, net, x):
