@@ -86,7 +86,7 @@ def runs():
 
 def short(name):
     """Return a condition's name as a folder's; the UNet is the default of the augmentations, too."""
-    return "unet" if "(b), (c) and (d)" in name else "".join(c for c in name.lower() if c.isalnum())[:20]
+    return "unet" if name.startswith("(b), (c) and (d)") else "".join(c for c in name.lower() if c.isalnum())[:20]
 
 
 def epochs_of(commands):
