@@ -20,14 +20,14 @@ sys.path.insert(0, str(PROJECT))
 from utils.console import UserError, run
 
 PARTS = {  # file, function: what a student is told
-    ("models.py", "CNN.__init__"): "Part 2.1: Build the six stages that RegressionCNN has, of self.conv in place of "
-    "nn.Conv2d, and with num_colors maps where RegressionCNN has three.",
+    ("models.py", "CNN.__init__"): "Part 2.1: Build the six stages of RegressionCNN. Use self.conv, and num_colors "
+    "maps where RegressionCNN has three.",
     ("models.py", "CNN.forward"): "Part 2.2: Pass the image through the stages; return the logits.",
     (
         "models.py",
         "UNet.__init__",
-    ): "Part 3.1: As the CNN, of MyConv2d (self.bottleneck in rfconv); upconv1, upconv2 and "
-    "finalconv also receive the maps of the encoder's stage, or the image, of their input's size.",
+    ): "Part 3.1: Build the CNN's stages with MyConv2d, and rfconv with self.bottleneck. "
+    "upconv1 and upconv2 also receive the encoder's maps of the same size, and finalconv the gray image.",
     ("models.py", "UNet.forward"): "Part 3.2: Pass the image through the stages; concatenate the decoder's maps with "
     "those of the encoder, in this order, along the channels.",
     ("models.py", "MyDilatedConv2d.__init__"): "Part 4.1: How many pixels does the spread filter cover? Which padding "
@@ -39,6 +39,12 @@ OPTIONAL = {
     "evaluation": (("training/evaluation.py", "evaluate"), "Part 1.3: Weight each batch's metrics by its size."),
     "step": (("training/loop.py", "Trainer.step"), "Part 1.4: Forward, loss, backward, both optimizers, averages."),
 }
+TASK = """## Your task
+
+Implement the functions that raise NotImplementedError and answer the questions in [writeup.md](writeup.md).
+`python -m pytest tests/test_parts.py` prints which parts work.
+
+"""
 LEFT_OUT = r"docs/(answers|make_)|docs/writeup|benchmarks/|\.ci/|tests/(?!conftest|test_parts)"
 
 
@@ -70,11 +76,12 @@ def give_regression(text):
 
 
 def for_students(readme):
-    """Return the README without what leads to the answers."""
-    readme = re.sub(
-        r"## (The exercise's questions|For teachers).*?(?=^## Where)", "", readme, flags=re.DOTALL | re.MULTILINE
-    )
-    return "".join(line for line in readme.splitlines(keepends=True) if "docs/answers" not in line)
+    """Return the README with the student's task, and without what leads to the answers or is left out."""
+    sections = r"^## (The exercise's questions|For teachers).*?(?=^## Where)"
+    readme = re.sub(sections, TASK, readme, flags=re.DOTALL | re.MULTILINE)
+    readme = re.sub(r"^\*The first six of.*?\*\n", "", readme, flags=re.DOTALL | re.MULTILINE)  # a picture's caption
+    unwanted = r"docs/answers|`benchmarks/`|`\.ci/run`"
+    return "".join(line for line in readme.splitlines(keepends=True) if not re.search(unwanted, line))
 
 
 def main(argv):

@@ -17,7 +17,7 @@ import activations
 import color_regression
 import colorization
 import data
-from models import create_model, load_network, new_network, stage_outputs
+from models import create_model, load_network, new_network, pretrained_path, stage_outputs
 from utils.checkpoint import FORMAT, OLD_FORMAT, load_checkpoint, save_checkpoint
 from utils.console import UserError
 from utils.files import PROJECT, atomic_write
@@ -439,3 +439,9 @@ def test_nobody_reads_on():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+def test_training_does_not_replace_the_shipped_weights(cifar, small_palette, fails):
+    before = pretrained_path().read_bytes()
+    assert "a shipped file" in fails(colorization.main, "-e", 1, "-c", small_palette, "--checkpoint", pretrained_path())
+    assert pretrained_path().read_bytes() == before

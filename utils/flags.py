@@ -83,7 +83,7 @@ def add_training_flags(parser, config, source, classes, transforms):
     text = "passes over the training images" if config.epochs else "passes over the training images; without it: none"
     add_number(group, "-e", "--epochs", default=config.epochs, low=1, high=10_000, text=text)
     add_number(group, "-b", "--batch-size", default=config.batch_size, low=2, high=100_000, text="images per step")
-    rate = {"default": config.learning_rate, "low": 1e-8, "high": 10, "text": "peak of the learning rate"}
+    rate = {"default": config.learning_rate, "low": 1e-8, "high": 10, "text": "peak learning rate"}
     add_number(group, "-l", "--learn-rate", **rate, metavar="RATE", dest="learning_rate")
     add_number(group, "-s", "--seed", default=config.seed, low=0, high=2**32 - 1, text="random seed")
     text = f"random transforms of training images; without names: none ({' '.join(config.augment)})"
