@@ -23,6 +23,7 @@ from sources.image_files import list_image_files, read_image, to_tensor
 from utils.console import UserError
 from utils.files import atomic_write, new_file
 
+CHROMA_GAIN = 1.15  # a little more than for small pictures: enlarging takes some of the color
 COPY_SCALES = (0.75, 1.25)  # longer side of the copies that the network sees, as multiples of the working size
 RADIUS = 4  # of the guided filter, in pixels of the largest copy
 EPSILON = 1e-3  # variance of the gray above which the guided filter takes a difference for an edge
@@ -46,7 +47,7 @@ def predict_chroma(net, palette, image, working_size, temperature=TEMPERATURE):
     """
 
     def colors(gray):
-        return decode_annealed_mean(predict(net, gray).cpu(), palette, gray, temperature)
+        return decode_annealed_mean(predict(net, gray).cpu(), palette, gray, temperature, CHROMA_GAIN)
 
     predictions = []
     for scale in COPY_SCALES:
