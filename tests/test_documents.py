@@ -75,6 +75,13 @@ def test_files_that_are_named_exist(name):
         assert any(list(place.glob(file)) for place in places), file
 
 
+def test_tests_that_are_named_exist():
+    text = (PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "tests").glob("test_*.py"))
+    names = re.findall(r"::(test_\w+)", text)
+    assert len(names) > 50 and not [name for name in names if f"def {name}(" not in tests]
+
+
 def test_commands_parse(monkeypatch):
     seen = [(path.name, *command) for path in DOCUMENTS for command in commands(path.read_text(encoding="utf-8"))]
     assert len(seen) > 25
