@@ -23,19 +23,21 @@ def save(figure, path):
 
 def save_image_grid(path, title, rows):
     """Write labeled rows of images: `rows` maps a label to images (3, H, W) or (1, H, W), tensors in 0..1."""
-    cell = max(max(image.shape[1:]) for images in rows.values() for image in images)
-    step, columns = cell + math.ceil(cell / 32), max(len(images) for images in rows.values())
-    sheet = np.ones((len(rows) * step, columns * step, 3), np.float32)  # one image: 50 axes would take two seconds
+    tall, wide = np.max([image.shape[1:] for images in rows.values() for image in images], axis=0)
+    gap, columns = math.ceil(max(tall, wide) / 32), max(len(images) for images in rows.values())
+    down, right = tall + gap, wide + gap  # from one image to the next
+    sheet = np.ones((len(rows) * down, columns * right, 3), np.float32)  # one image: 50 axes would take two seconds
     for row, images in enumerate(rows.values()):
         for column, image in enumerate(images):
             height, width = image.shape[1:]
-            top, left = row * step + (cell - height) // 2, column * step + (cell - width) // 2
+            top, left = row * down + (tall - height) // 2, column * right + (wide - width) // 2
             sheet[top : top + height, left : left + width] = image.detach().cpu().clamp(0, 1).permute(1, 2, 0)
-    inches = max(1.15, cell / 100)  # at least one pixel of the sheet for one of an image
-    figure = new_figure(figsize=(inches * columns + 1.6, inches * len(rows) + 0.5), layout="constrained")
+    inches = max(1.15 / max(down, right), 0.01)  # of one pixel, which is drawn as one or more
+    size = inches * columns * right + 1.6, inches * len(rows) * down + 0.5
+    figure = new_figure(figsize=size, layout="constrained")
     ax = figure.subplots()
     ax.imshow(sheet, interpolation="nearest")
-    ax.set_yticks([row * step + cell / 2 for row in range(len(rows))], [textwrap.fill(label, 16) for label in rows])
+    ax.set_yticks([row * down + tall / 2 for row in range(len(rows))], [textwrap.fill(label, 16) for label in rows])
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
