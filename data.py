@@ -79,26 +79,23 @@ class ImageSource:
         elif self.is_album:
             if self.holdout:
                 raise UserError(f"--holdout has no effect with --data {self.name}; leave one of them out")
-            images = self.training_crops(0, gammas=(1, 1)) if train else self.validation_crops()
+            images = self.crops(train)
         else:
             raise UserError(f"--data {self.name}: not cifar10, sample, a folder of images or an .npy file")
         return images, torch.zeros((), dtype=torch.int64).expand(len(images))
 
-    def photographs(self, train):
-        """Return an album's photographs to train on or to validate on, a list of uint8 arrays (h, w, 3)."""
+    def crops(self, train, seed=0, gammas=(1, 1)):
+        """Return crops of an album's photographs, those to train on or to validate on, uint8 (N, 3, 32, 32)."""
         if self.name == "sample":
-            return sample_photographs(train)
-        return folder_photographs(self.name, train, self.working_size)
+            photographs = sample_photographs(train)
+        else:
+            photographs = folder_photographs(self.name, train, self.working_size)
+        count = max(MIN_CROPS if train else MIN_CROPS // 10, len(photographs))
+        return random_crops(photographs, self.working_size, count, seed, gammas)
 
-    def training_crops(self, seed, gammas=GAMMAS):
-        """Return crops of an album's photographs for one epoch, uint8 (N, 3, 32, 32), at least one of each."""
-        photographs = self.photographs(train=True)
-        return random_crops(photographs, self.working_size, max(MIN_CROPS, len(photographs)), seed, gammas)
-
-    def validation_crops(self):
-        """Return the crops of an album's other photographs, always the same, uint8 (N, 3, 32, 32)."""
-        photographs = self.photographs(train=False)
-        return random_crops(photographs, self.working_size, max(MIN_CROPS // 10, len(photographs)), seed=0)
+    def training_crops(self, seed):
+        """Return new crops to train on, for one epoch, some darker and some lighter than the photographs."""
+        return self.crops(True, seed, GAMMAS)
 
     def __str__(self):
         if self.cifar10_folder:

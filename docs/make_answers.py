@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.patches import Rectangle
+from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -29,7 +30,7 @@ sys.path.insert(0, str(PROJECT))
 
 import colorization
 import models
-from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray
+from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray, to_rgb
 from models import (
     CLASSIFIERS,
     MyConv2d,
@@ -342,18 +343,15 @@ def curves(models):
 def activation_sheets(source):
     """Draw the eight most varied feature maps of three stages of CNN and UNet, for two test images."""
     for number in (3, 7):
-        image, rows = source.validation_images()[number], {}
+        image, rows = source.validation_images()[number, None], {}
+        picture = interpolate(to_rgb(image), 64)[0]  # nearest, as for the maps
         for model in ("CNN", "UNet"):
-            outputs = stage_outputs(load_network(pretrained_path(model))[0], to_gray(image[None]))
+            outputs = stage_outputs(load_network(pretrained_path(model))[0], to_gray(image))
             for stage in ("downconv1", "rfconv", "upconv2"):
                 (maps,) = outputs[stage]  # (C, H, W)
                 chosen = maps[maps.std((1, 2)).topk(8).indices.sort().values]
                 least, most = chosen.amin((1, 2), keepdim=True), chosen.amax((1, 2), keepdim=True)
-                scaled = torch.nn.functional.interpolate(((chosen - least) / (most - least))[:, None], 64)
-                rows[f"{model}, {stage}"] = [
-                    *scaled,
-                    image[None].repeat_interleave(2, 2).repeat_interleave(2, 3)[0] / 256,
-                ]
+                rows[f"{model}, {stage}"] = [*interpolate(((chosen - least) / (most - least))[:, None], 64), picture]
         save_image_grid(PICTURES / f"activations_{number}.png", f"Test image {number} (right)", rows)
 
 

@@ -12,8 +12,9 @@ pytestmark = pytest.mark.skipif(not (PROJECT / ".git").exists(), reason="needs g
 
 
 def run(folder, *command):
-    """Run Python in a folder; return what it prints."""
-    return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True).stdout
+    """Run Python in a folder; return what it prints, errors too."""
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run([sys.executable, *command], cwd=folder, **settings).stdout
 
 
 def parts(folder):
@@ -36,12 +37,7 @@ def test_each_part_fails_by_itself_and_nothing_else_breaks(tmp_path):
     assert "validation mean squared error" in run(made, "color_regression.py", "--data", "sample", "-e", "1")
     assert "saved" in run(made, "data.py", "--data", "sample", "--colors", "4", "--output", "p.npy")
     assert not (made / "docs" / "answers.md").exists() and "docs/answers" not in (made / "README.md").read_text()
-    assert (
-        "not an empty folder"
-        in subprocess.run(
-            [sys.executable, "docs/make_exercise.py", str(made)], cwd=PROJECT, capture_output=True, text=True
-        ).stderr
-    )
+    assert "not an empty folder" in run(PROJECT, "docs/make_exercise.py", str(made))
     solution, path = (PROJECT / "models.py").read_text(), made / "models.py"
     body = solution.split("class UNet(nn.Module)")[1].split("    def forward")[1].split("\n\n\n")[0]
     before, after = path.read_text().split("class UNet(nn.Module)")
