@@ -132,17 +132,17 @@ def epoch_seconds(path, folder, processes):
 
 
 def draw(by_images, by_filters, by_processes):
-    """Draw the three growths."""
+    """Draw the three plots."""
     figure = new_figure(figsize=(11, 3.8), layout="constrained")
     epochs, widths, processes = figure.subplots(1, 3)
     epochs.loglog(list(by_images), [count / speed for count, (speed, *_) in by_images.items()], "o-")
-    epochs.set(xlabel="training images (log scale)", ylabel="seconds of an epoch (log scale)")
+    epochs.set(xlabel="training images (log scale)", ylabel="seconds per epoch (log scale)")
     widths.plot(list(by_filters), [1000 / speed for speed, *_ in by_filters.values()], "o-")
-    widths.set(xlabel="filters of the first stage", ylabel="milliseconds of an image", xticks=list(by_filters), ylim=0)
+    widths.set(xlabel="filters of the first stage", ylabel="milliseconds per image", xticks=list(by_filters), ylim=0)
     counts, speeds = list(by_processes), list(by_processes.values())
     processes.plot(counts, speeds, "o-", label="measured")
-    processes.plot([0, counts[-1]], [0, counts[-1] * speeds[0]], ":", color="gray", label="in proportion")
-    processes.set(xlabel="processes of one thread", ylabel="images a second", xticks=counts, ylim=0, xlim=0)
+    processes.plot([0, counts[-1]], [0, counts[-1] * speeds[0]], ":", color="gray", label="proportional")
+    processes.set(xlabel="processes of one thread", ylabel="images per second", xticks=counts, ylim=0, xlim=0)
     processes.legend()
     for ax in (epochs, widths, processes):
         ax.grid(alpha=0.3)
@@ -169,7 +169,7 @@ def main():
             [f"{count:,}", *map(round, speed), f"{count / speed[0]:,.1f}", *begun.get(count, ("", "", ""))]
             for count, speed in by_images.items()
         ]
-        names = ["images a second", "least", "greatest", "epoch, s", "begins after, s", "own MB", "MB of files"]
+        names = ["images per second", "least", "greatest", "epoch, s", "first step after, s", "own MB", "mapped MB"]
         print_table(["images in the file", *names], rows)
 
         images = array_images(files[5_000], train=True)
@@ -179,12 +179,17 @@ def main():
             flops, kept = costs(f, len(palette))
             numbers = f"{flops / 1e6:.1f}", f"{kept / 1e6:.2f}", round(speed), f"{flops * speed / 1e9:.1f}"
             rows.append([f, *numbers])
-        names = ["million operations", "MB kept", "images a second", "billion operations a second"]
+        names = [
+            "million operations per image",
+            "MB kept per image",
+            "images per second",
+            "billion operations per second",
+        ]
         print_table(["filters", *names], rows)
 
         seconds = {n: epoch_seconds(files[5_000], folder, n) for n in args.processes}
         by_processes = {n: round(4_500 / each) for n, each in seconds.items()}
-        print_table(["processes", "images a second"], by_processes.items())
+        print_table(["processes", "images per second"], by_processes.items())
     draw(by_images, by_filters, by_processes)
 
 

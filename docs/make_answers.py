@@ -1,4 +1,4 @@
-"""Measure and draw all that docs/answers.md says.
+"""Measure and draw all that docs/answers.md says, and the optimizers' table of docs/training.md.
 
 python docs/make_answers.py --list       what there is to run, and how long that takes
 python docs/make_answers.py --jobs 2     run what is missing, two at a time; stop and call again at will
@@ -30,6 +30,7 @@ sys.path.insert(0, str(PROJECT))
 
 import colorization
 import models
+import training.loop
 from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray, to_rgb
 from models import (
     CLASSIFIERS,
@@ -69,13 +70,15 @@ NETWORKS = {model: [["--model", model]] for model in CLASSIFIERS}
 WIDE_CNN = {"CNN of 37 filters": [["--model", "CNN", "-f", 37]]}  # about as many weights as the UNet
 SKIPS = {"upconv1": "downconv2 to upconv1 (8x8)", "upconv2": "downconv1 to upconv2 (16x16)"}
 SKIPS |= {"finalconv": "gray image to finalconv (32x32)"}
-CUTS = {"all skips": [["-e", 10]]} | {name: [["--cut", stage, "-e", 10]] for stage, name in SKIPS.items()}
+CUTS = {"all skips": [["-e", 10]]} | {name: [["--without", stage, "-e", 10]] for stage, name in SKIPS.items()}
+OPTIMIZERS = {"Muon and Adam": [[]]}
+OPTIMIZERS |= {f"Adam alone, peak {rate}": [["--without", "muon", "-l", rate]] for rate in (0.01, 0.02, 0.04)}
 SWEEP = list(itertools.product((0.02, 0.04, 0.08, 0.16), (12, 25, 50, 100)))  # peak learning rate, batch size
 
 
 def runs():
     """Return all trainings, {folder: the flags of one or several commands, each going on from the one before}."""
-    conditions = AUGMENTATIONS | NETWORKS | WIDE_CNN | CUTS
+    conditions = AUGMENTATIONS | NETWORKS | WIDE_CNN | CUTS | OPTIMIZERS
     result = {
         f"{short(name)}_{seed}": [[*flags, "-s", seed] for flags in commands]
         for name, commands in conditions.items()
@@ -86,8 +89,12 @@ def runs():
 
 
 def short(name):
-    """Return a condition's name as a folder's; the UNet is the default of the augmentations, too."""
-    return "unet" if name.startswith("(b), (c) and (d)") else "".join(c for c in name.lower() if c.isalnum())[:20]
+    """Return a condition's name as a folder's; the UNet with the defaults has several names."""
+    return (
+        "unet"
+        if name.startswith(("(b), (c) and (d)", "Muon"))
+        else "".join(c for c in name.lower() if c.isalnum())[:20]
+    )
 
 
 def epochs_of(commands):
@@ -120,7 +127,7 @@ def train(name, commands, data_flags, environment):
         resume = ["--resume"] if any(folder.glob("*.state")) else []
         if not any(folder.glob("*_images.png")):
             flags = ["--holdout", 500, *flags, "--out-dir", folder, *data_flags, *start_from, *resume]
-            script("docs/make_answers.py" if "--cut" in flags else "colorization.py", *flags, **environment)
+            script("docs/make_answers.py" if "--without" in flags else "colorization.py", *flags, **environment)
         start_from = ["--start-from", folder / file_name("UNet", 3, 32)]
 
 
@@ -238,8 +245,11 @@ def rebalanced_pictures(data_flags):
     table("Class rebalancing", names, rows)
 
 
-def train_cut(stage, argv):
-    """Train a UNet whose skip connection into a stage carries zeros; `argv` are colorization.py's flags."""
+def train_without(part, argv):
+    """Train a UNet whose skip connection into a stage carries zeros, or without Muon; `argv` are colorization.py's."""
+    if part == "muon":
+        training.loop.middle_weights = lambda net: ([], list(net.parameters()))
+        return colorization.main(argv)
 
     def zero_skip(module, inputs):
         if len(inputs) == 2:
@@ -250,7 +260,7 @@ def train_cut(stage, argv):
     class CutUNet(models.UNet):
         def __init__(self, *settings):
             super().__init__(*settings)
-            getattr(self, stage).register_forward_pre_hook(zero_skip)
+            getattr(self, part).register_forward_pre_hook(zero_skip)
 
     models.NETWORKS["UNet"] = CutUNet
     colorization.main(argv)
@@ -360,12 +370,11 @@ def main(argv):
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, metavar="N")
     parser.add_argument("--data", default="cifar10", help="cifar10, or the folder that contains it")
-    parser.add_argument(
-        "--cut", choices=SKIPS, help="train a UNet without a skip into this stage; other flags as usual"
-    )
+    text = "train a UNet without the skip connection into this stage, or without Muon; other flags as usual"
+    parser.add_argument("--without", choices=[*SKIPS, "muon"], help=text)
     args, more = parser.parse_known_args(argv)
-    if args.cut:
-        return train_cut(args.cut, [*more, "--data", args.data])  # colorization.py's flags
+    if args.without:
+        return train_without(args.without, [*more, "--data", args.data])  # colorization.py's flags
     if more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     source = ImageSource(args.data)
@@ -390,6 +399,7 @@ def main(argv):
     curves(["CNN", "UNet"])
     over_seeds("CNN and UNet", ["CNN", *WIDE_CNN, "UNet"])
     over_seeds("UNet trained without a skip connection, 10 epochs", CUTS)
+    over_seeds("Optimizers, UNet", OPTIMIZERS)
     receptive_fields()
     activation_sheets(source)
     over_seeds("Augmentation, UNet", [name for name in AUGMENTATIONS if "--rebalance" not in name])
