@@ -39,7 +39,7 @@ def load_image(name, source):
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", metavar="N|FILE", help="index of a test image, counted from 0, or an image file")
-    add_network_flags(parser, "file to load the weights from (the shipped ones)", NETWORKS)
+    add_network_flags(parser, "file to load (default: the shipped weights)", NETWORKS)
     add_image_flags(parser, ImageSource(), CLASSES)
     add_output_flags(parser)
     args = parser.parse_args(argv)

@@ -30,7 +30,7 @@ def gray_copy_error(images):
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_action_flags(parser, default="validate; with -e: train")
-    add_network_flags(parser, "file to save the weights to; without -e: to load (the shipped ones)")
+    add_network_flags(parser, "file to save; without -e: file to load (default: the shipped weights)")
     add_training_flags(parser, TrainingConfig(epochs=0), ImageSource(), CLASSES, AUGMENTATIONS)
     args = parser.parse_args(argv)
     trains = args.epochs and not args.valid

@@ -296,7 +296,7 @@ def main(argv):
     parser = argparse.ArgumentParser(description="Fit a palette to all training pixels by k-means.")
     add_number(parser, "-c", "--colors", default=COLORS, low=2, high=256, text="number of colors", metavar="K")
     add_number(parser, "-s", "--seed", default=0, low=0, high=2**32 - 1, text="seed of k-means")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (color/color_kmeans*.npy)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: color/color_kmeans*.npy)")
     add_image_flags(parser, ImageSource(), CLASSES)
     args = parser.parse_args(argv)
 

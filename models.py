@@ -265,10 +265,10 @@ def print_stages(net, size=32):
         layers = list(stage) if isinstance(stage, nn.Sequential) else [stage]
         filters = "{} of {}x{}x{}".format(*layers[0].weight.shape)  # number, input maps, height, width
         kinds = ", ".join(type(layer).__name__ for layer in layers)
-        weights = sum(p.numel() for p in stage.parameters())
-        rows.append([name, kinds, filters, "x".join(map(str, outputs[name].shape[1:])), f"{weights:,}"])
-    print_table(["stage", "layers", "filters", "output", "weights"], rows)
-    print(f"{sum(p.numel() for p in net.parameters()):,} weights\n")
+        count = sum(p.numel() for p in stage.parameters())
+        rows.append([name, kinds, filters, "x".join(map(str, outputs[name].shape[1:])), f"{count:,}"])
+    print_table(["stage", "layers", "filters", "output", "parameters"], rows)
+    print(f"{sum(p.numel() for p in net.parameters()):,} parameters\n")
     print(f"{'gray image':<10} {'█' * size} 1 map of {size}x{size}")
     for name, output in outputs.items():
         _, maps, height, width = output.shape

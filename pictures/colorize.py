@@ -165,4 +165,8 @@ def colorize_files(paths, folder, net, palette, working_size, temperature=TEMPER
             save_image_grid(path, "before and after", rows)
         print(f"saved {path}")
     if failed or not files:
-        raise UserError(f"{failed} of {len(files)} images could not be colored" if files else "no images found")
+        raise UserError(
+            f"{failed} of {len(files)} images could not be colored"
+            if files
+            else f"no images found in {', '.join(map(str, paths))}"
+        )

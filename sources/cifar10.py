@@ -51,7 +51,7 @@ def load_cifar10(data_dir, categories, train):
 
 def read_batch(path):
     """Return a batch file's images, uint8 (10000, 3072), and labels, (10000,). Raises UserError unless it has those."""
-    with reading(path, "batch of CIFAR-10", f"delete {path.parent} to get it again"), open(path, "rb") as file:
+    with reading(path, "batch of CIFAR-10", f"delete {path.parent} to download it again"), open(path, "rb") as file:
         batch = unpickle(file)
         images, labels = batch[b"data"].array, batch[b"labels"]
         if images.shape != (ROWS, 3 * SIZE * SIZE) or images.dtype != np.uint8:
@@ -89,14 +89,14 @@ def download(url, path, sha256):
 def unpack(archive, folder, sha256):
     """Unpack only the batches of CIFAR-10's archive into `folder`, which appears when complete. Raises UserError."""
     names = [f"{FOLDER}/{name}" for name in TRAIN_FILES + TEST_FILES]
-    with reading(archive, "copy of CIFAR-10's archive", "make sure there is room, or delete it to download it again"):
+    with reading(archive, "copy of CIFAR-10's archive", "free some disk space, or delete it to download it again"):
         with open(archive, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise ValueError("corrupt or truncated: wrong SHA-256")
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as part, tarfile.open(archive) as tar:
             members = [tar.getmember(name) for name in names]
             if not all(member.isreg() and member.size < 40_000_000 for member in members):
-                raise ValueError("its batches are no files, or too large")
+                raise ValueError("its batches are not regular files, or too large")
             tar.extractall(part, members, filter="data")
             if not os.path.isdir(folder):  # else another process was first
                 os.replace(Path(part) / FOLDER, folder)

@@ -40,7 +40,8 @@ def read_image(path, size=None):
     Applies the EXIF orientation, takes the first frame, and reduces 16 bits to the upper 8. With `size`, a JPEG is
     decoded faster, at half, a quarter or an eighth of its size, but at least `size`. Raises UserError.
     """
-    supported = f"{', '.join(FORMATS)} of up to {MAX_PIXELS:,} pixels are supported"
+    supported = f"supported are {', '.join(FORMATS)} of up to {MAX_PIXELS:,} pixels"
+    supported = supported if os.path.exists(path) else "check its name"
     with reading(path, "picture", supported), Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"it has {image.width * image.height:,} pixels")

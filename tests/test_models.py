@@ -193,5 +193,5 @@ def test_a_networks_table_counts_every_weight(capsys):
     said = capsys.readouterr().out
     assert re.search(r"finalconv .* 24 of 25x3x3 +\| 24x32x32 +\| 5,424 ", said)
     stages = re.findall(r"^\| \w+ +\| \w*Conv2d.* ([\d,]+) +\|$", said, re.MULTILINE)
-    assert sum(int(count.replace(",", "")) for count in stages) == 112_344 and "112,344 weights" in said
+    assert sum(int(count.replace(",", "")) for count in stages) == 112_344 and "112,344 parameters" in said
     assert "downconv2              ████████             64 maps of 8x8" in said

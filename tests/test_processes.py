@@ -86,4 +86,4 @@ def test_more_processes_than_images_in_a_step(folder, monkeypatch, fails):
     monkeypatch.setattr("utils.distributed.world_size", lambda: 11)
     assert "fewer images than the 11 processes" in fails(colorization.main, *FLAGS, "-e", "1")
     monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
-    assert "only training takes several processes" in fails(colorization.main, *DATA, "--valid")
+    assert "only training runs in several processes" in fails(colorization.main, *DATA, "--valid")

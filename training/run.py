@@ -39,7 +39,7 @@ class RunLog:
         self.checkpoint, self.path, self.out_dir = checkpoint, path, out_dir
         self.best_path, self.history = path.parent / f"{path.stem}_best.pkl", []
         if path.resolve().parent == PROJECT / "weights":
-            raise UserError(f"{path}: a shipped file; save to another one, or name this one with --start-from")
+            raise UserError(f"{path}: a shipped file, which training must not replace; save to another file")
         check_targets((path, self.best_path, *map(self.path_for, SUFFIXES)), inputs)
 
     def path_for(self, suffix):

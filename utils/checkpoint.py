@@ -42,8 +42,8 @@ class Checkpoint:
         return f"{self.model}, kernel {self.kernel}, {self.num_filters} filters{colors}"
 
     def __str__(self):
-        weights = sum(value.numel() for name, value in self.state_dict.items() if name.endswith(("weight", "bias")))
-        return f"{self.architecture}: {weights:,} weights"
+        count = sum(value.numel() for name, value in self.state_dict.items() if name.endswith(("weight", "bias")))
+        return f"{self.architecture}: {count:,} parameters"
 
 
 def save_checkpoint(path, checkpoint):

@@ -40,7 +40,7 @@ def setup(device_name, several=True):
     if not dist.is_torchelastic_launched():
         return device
     if not several:
-        raise UserError("only training takes several processes; start this with python, not torchrun")
+        raise UserError("only training runs in several processes; start this with python, not torchrun")
     if device.type == "cuda":
         device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
