@@ -63,7 +63,7 @@ def main(argv):
     source = ImageSource(args.data, args.category, args.holdout)
     photographs = bool(args.colorize) or source.is_album
     if args.working_size and not photographs:
-        raise UserError("--working-size is for photographs; use it with --colorize, --data sample or --data FOLDER")
+        raise UserError(f"--working-size has no effect with --data {args.data}; leave one of them out")
     network = {"model": args.model, "kernel": args.kernel, "num_filters": args.num_filters}
     named = args.start_from if trains else args.checkpoint
     file = named if trains or named else pretrained_path(**network, photographs=photographs)
