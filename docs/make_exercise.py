@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -19,33 +20,34 @@ sys.path.insert(0, str(PROJECT))
 
 from utils.console import UserError, run
 
-PARTS = {  # file, function: what a student is told
-    ("models.py", "CNN.__init__"): "Part 2.1: Build the six stages of RegressionCNN. Use self.conv, and num_colors "
-    "maps where RegressionCNN has three.",
-    ("models.py", "CNN.forward"): "Part 2.2: Pass the image through the stages; return the logits.",
-    (
-        "models.py",
-        "UNet.__init__",
-    ): "Part 3.1: Build the CNN's stages with MyConv2d, and rfconv with self.bottleneck. "
-    "upconv1 and upconv2 also receive the encoder's maps of the same size, and finalconv the gray image.",
-    ("models.py", "UNet.forward"): "Part 3.2: Pass the image through the stages; concatenate the decoder's maps with "
-    "those of the encoder, in this order, along the channels.",
-    ("models.py", "MyDilatedConv2d.__init__"): "Part 4.1: How many pixels does the spread filter cover? Which padding "
-    "keeps the size? Call MyConv2d's __init__, then set self.spacing, which its forward passes to F.conv2d.",
+PARTS = {  # file and function: what a student is told
+    "models.py CNN.__init__": "Part 2.1: Build the six stages of RegressionCNN. Use self.conv, and num_colors maps "
+    "where RegressionCNN has three.",
+    "models.py CNN.forward": "Part 2.2: Pass the image through the stages, and return the logits.",
+    "models.py UNet.__init__": "Part 3.1: Build the CNN's stages with MyConv2d, and rfconv with self.bottleneck. Each "
+    "decoder stage also receives maps of its size: upconv1 those of downconv2, upconv2 those of downconv1, finalconv x.",
+    "models.py UNet.forward": "Part 3.2: Pass the image through the stages, which take one tensor each. Concatenate "
+    "the decoder's maps with those of the encoder, in this order, along the channels.",
+    "models.py MyDilatedConv2d.__init__": "Part 4.1: How many pixels does the spread filter cover along one side? "
+    "Which padding keeps the size? Call MyConv2d's __init__, then set self.spacing, which MyConv2d.forward uses.",
 }
 OPTIONAL = {
-    "conv": (("models.py", "MyConv2d.forward"), "Part 1.1: Convolve with self.weight and self.bias by F.conv2d."),
-    "quantizer": (("data.py", "nearest_color"), "Part 1.2: Find the nearest palette color of every color."),
-    "evaluation": (("training/evaluation.py", "evaluate"), "Part 1.3: Weight each batch's metrics by its size."),
-    "step": (("training/loop.py", "Trainer.step"), "Part 1.4: Forward, loss, backward, both optimizers, averages."),
+    "conv": ("models.py MyConv2d.forward", "Part 1.1: Convolve by F.conv2d, with self.spacing between the taps."),
+    "quantizer": ("data.py nearest_color", "Part 1.2: Find the nearest palette color of every color."),
+    "evaluation": ("training/evaluation.py evaluate", "Part 1.3: Weight each batch's metrics by its number of images."),
+    "step": ("training/loop.py Trainer.step", "Part 1.4: Augment, forward, loss, backward, optimizers, averages."),
 }
-TASK = """## Your task
+TASK = """# Colorizing horses
 
-Implement the functions that raise NotImplementedError and answer the questions in [writeup.md](writeup.md).
-`python -m pytest tests/test_parts.py` prints which parts work.
+Implement the functions that raise NotImplementedError, part by part, and answer the questions in
+[writeup.md](writeup.md). `python -m pytest tests/test_parts.py` prints which parts work; it needs
+`pip install -r requirements-dev.txt`.
 
 """
-LEFT_OUT = r"docs/(answers|make_)|docs/writeup|benchmarks/|\.ci/|tests/(?!conftest|test_parts)"
+LEFT_OUT = r"docs/(?!photographs)|benchmarks/|\.ci/|tests/(?!conftest|test_parts)"
+LEFT_OUT_OF_README = [r"\A.*?(?=^## First)", r" It\s+ends\s+with.*?```.*?```\n", r"^\| network \| loss.*?(?=^## Your)"]
+LEFT_OUT_OF_README += [r"^## (The exercise's|For teachers).*?(?=^## Where)", r"^## Tests.*?(?=^MIT)"]
+LEFT_OUT_OF_README += [r"^\| `(docs|benchmarks)/`.*?\n", r"\s*\(\[more\][^)]*\)\)"]
 
 
 def find(tree, name):
@@ -59,10 +61,9 @@ def blank(text, name, task):
     """Return a module's text with the body of a function replaced by its docstring, the task and an error."""
     lines, node = text.splitlines(), find(ast.parse(text), name)
     first = node.body[1] if ast.get_docstring(node) else node.body[0]
-    indent = " " * node.body[0].col_offset
     part, _, words = task.partition(": ")
-    body = re.findall(r".{1,90}(?:\s|$)", words)  # as lines of comments
-    body = [f"{indent}# {line.strip()}" for line in body] + [f'{indent}raise NotImplementedError("{part}: {name}")']
+    body = [*(f"# {line}" for line in textwrap.wrap(words, 90)), f'raise NotImplementedError("{part}: {name}")']
+    body = [" " * node.body[0].col_offset + line for line in body]
     return "\n".join([*lines[: first.lineno - 1], *body, *lines[node.end_lineno :]]) + "\n"
 
 
@@ -76,12 +77,11 @@ def give_regression(text):
 
 
 def for_students(readme):
-    """Return the README with the student's task, and without what leads to the answers or is left out."""
-    sections = r"^## (The exercise's questions|For teachers).*?(?=^## Where)"
-    readme = re.sub(sections, TASK, readme, flags=re.DOTALL | re.MULTILINE)
-    readme = re.sub(r"^\*The first six of.*?\*\n", "", readme, flags=re.DOTALL | re.MULTILINE)  # a picture's caption
-    unwanted = r"docs/answers|`benchmarks/`|`\.ci/run`"
-    return "".join(line for line in readme.splitlines(keepends=True) if not re.search(unwanted, line))
+    """Return the README with the student's task, and without what leads to answers or needs what is left out."""
+    for section in LEFT_OUT_OF_README:
+        readme = re.sub(section, "", readme, flags=re.DOTALL | re.MULTILINE)
+    readme = readme.replace("python colorization.py --data sample", "python color_regression.py --data sample")
+    return TASK + readme.replace("outputs/unet", "outputs/regression_cnn")
 
 
 def main(argv):
@@ -97,15 +97,18 @@ def main(argv):
             (args.dest / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PROJECT / name, args.dest / name)
     shutil.copyfile(PROJECT / "docs" / "writeup.md", args.dest / "writeup.md")
-    parts = PARTS | dict(OPTIONAL[name] for name in args.also)
-    changes = {("models.py", None): give_regression, ("README.md", None): for_students}
-    changes |= {
-        (file, name): lambda text, n=name, task=task: blank(text, n, task) for (file, name), task in parts.items()
-    }
-    for (file, _), change in changes.items():
+
+    def change(file, function, *more):
         path = args.dest / file
-        path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"{args.dest}: the package without {', '.join(name for _, name in parts)}")
+        path.write_text(function(path.read_text(encoding="utf-8"), *more), encoding="utf-8")
+
+    change("README.md", for_students)
+    change("models.py", give_regression)
+    parts = PARTS | dict(OPTIONAL[name] for name in args.also)
+    for place, task in parts.items():
+        file, function = place.split()
+        change(file, blank, function, task)
+    print(f"{args.dest}: the package without {', '.join(place.split()[1] for place in parts)}")
 
 
 if __name__ == "__main__":
