@@ -40,7 +40,7 @@ def parse(argv):
     flags.add_number(group, "--picture-weight", default=config.picture_weight, low=0, high=1e6, text=text, metavar="W")
 
     group = parser.add_argument_group("smooth prediction (the mean color under sharpened probabilities)")
-    text = f"longer side of the small copies of a photograph that the network sees, about, in pixels (default: {WORKING_SIZE})"
+    text = f"about the longer side of a photograph as the network sees it, in pixels (default: {WORKING_SIZE})"
     flags.add_number(group, "--working-size", low=4, high=512, text=text)
     text = "of the softmax: lower values give bolder colors, higher values paler ones"
     flags.add_number(group, "--temperature", default=config.temperature, low=0.01, high=100, text=text, metavar="T")

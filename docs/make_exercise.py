@@ -25,7 +25,7 @@ PARTS = {  # file and function: what a student is told
     "where RegressionCNN has three.",
     "models.py CNN.forward": "Part 2.2: Pass the image through the stages, and return the logits.",
     "models.py UNet.__init__": "Part 3.1: Build the CNN's stages with MyConv2d, and rfconv with self.bottleneck. Each "
-    "decoder stage also receives maps of its size: upconv1 those of downconv2, upconv2 those of downconv1, finalconv x.",
+    "decoder stage also receives maps of its size: upconv1 from downconv2, upconv2 from downconv1, finalconv x itself.",
     "models.py UNet.forward": "Part 3.2: Pass the image through the stages, which take one tensor each. Concatenate "
     "the decoder's maps with those of the encoder, in this order, along the channels.",
     "models.py MyDilatedConv2d.__init__": "Part 4.1: How many pixels does the spread filter cover along one side? "
