@@ -2,8 +2,8 @@
 
 python benchmarks/temperature.py [CHECKPOINT]
 
-On 500 horses held out of CIFAR-10's training set, with a checkpoint of a UNet, CNN or DUNet that was
-trained with --holdout 500 (otherwise the numbers are too good). COLORIZATION_DATA may name CIFAR-10's folder.
+Uses the 500 horses that --holdout 500 leaves out of CIFAR-10's training set, and a checkpoint trained with that flag
+(otherwise the numbers are too good). COLORIZATION_DATA may name CIFAR-10's folder.
 """
 
 import sys
@@ -17,8 +17,8 @@ from pictures.decoding import annealed_mean, apply_chroma, decode_annealed_mean
 from pictures.metrics import measure
 from utils.console import print_table, run
 
-TEMPERATURES = (0.2, 0.38, 0.6, 0.8, 1.0)
-GAINS = (1.0, 1.1, 1.15, 1.2, 1.25)
+TEMPERATURES = (0.2, 0.38, 0.6, 1.0)
+GAINS = (1.0, 1.1, 1.2)
 
 
 def main(argv):
@@ -29,9 +29,9 @@ def main(argv):
     base = measure({"gray": gray.expand_as(truth), "truth": truth}, truth)
 
     def described(picture):
-        figures = measure({"picture": picture}, truth)["picture"]
-        gained = figures["psnr"]["mean"] - base["gray"]["psnr"]["mean"]
-        return f"{gained:.2f} dB, {figures['colorfulness']['mean'] / base['truth']['colorfulness']['mean']:.2f}"
+        metrics = measure({"picture": picture}, truth)["picture"]
+        gained = metrics["psnr"]["mean"] - base["gray"]["psnr"]["mean"]
+        return f"{gained:.2f} dB, {metrics['colorfulness']['mean'] / base['truth']['colorfulness']['mean']:.2f}"
 
     rows = []
     for temperature in TEMPERATURES:

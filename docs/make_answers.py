@@ -1,11 +1,11 @@
 """Measure and draw all that docs/answers.md says, and the optimizers' table of docs/training.md.
 
-python docs/make_answers.py --list       what there is to run, and how long that takes
-python docs/make_answers.py --jobs 2     run what is missing, two at a time; stop and call again at will
-python docs/make_answers.py              the same one by one; then print the tables and draw the pictures
+python docs/make_answers.py --list       list the missing runs, and how long they take
+python docs/make_answers.py --jobs 2     train the missing runs, two at a time; can be interrupted and repeated
+python docs/make_answers.py              train them one by one; in both cases, print the tables and draw the pictures
 
-Runs go to outputs/answers/, pictures to docs/answers/. Nothing here looks at the test
-horses but the validation of the shipped weights: all runs are measured on 500 held out.
+Runs are saved in outputs/answers/, pictures in docs/answers/. Runs are evaluated on 500 training
+horses held out; only the shipped weights are evaluated on the test horses.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def short(name):
 
 
 def epochs_of(commands):
-    """Return how many epochs of horses a training costs."""
+    """Return how many epochs on horses take as long as a training."""
     epochs = 0
     for flags in commands:
         values = dict(itertools.pairwise(flags))
@@ -112,7 +112,7 @@ def finished(name):
 
 
 def script(*command, **environment):
-    """Run a script of the package, silently; end with its error where it fails."""
+    """Run a script of the package silently; end with its error if it fails."""
     command = [sys.executable, *map(str, command)]
     done = subprocess.run(command, cwd=PROJECT, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:
@@ -120,7 +120,7 @@ def script(*command, **environment):
 
 
 def train(name, commands, data_flags, environment):
-    """Run the commands of a training, or go on with them; the last one's files are in its folder."""
+    """Run the commands of a training, or resume them; the files of the last one are in the training's folder."""
     start_from = []
     for number, flags in enumerate(commands, 1):
         folder = RUNS / name / ("" if number == len(commands) else f"part{number}")
@@ -132,7 +132,7 @@ def train(name, commands, data_flags, environment):
 
 
 def train_all(missing, data_flags, jobs):
-    """Train what is missing, so many runs at a time."""
+    """Train the missing runs, `jobs` at a time."""
     environment = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
     pool = ThreadPoolExecutor(jobs)
     each = [pool.submit(train, name, commands, data_flags, environment) for name, commands in missing.items()]
@@ -144,14 +144,14 @@ def train_all(missing, data_flags, jobs):
 
 
 def history(name):
-    """Return a run's figures, one dict of numbers for every epoch."""
+    """Return a run's metrics, a dict for every epoch."""
     (path,) = (RUNS / name).glob("*.csv")
     with open(path) as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def spread(values, digits):
-    """Return mean ± standard deviation in words."""
+    """Return mean ± standard deviation as text."""
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
@@ -162,7 +162,7 @@ def table(title, columns, rows):
 
 
 def over_seeds(title, conditions):
-    """Print the last epoch's figures of conditions over the seeds, and their mean difference from the first's."""
+    """Print the last epoch's metrics of conditions over the seeds, and their differences from the first condition."""
     base, rows = None, []
     for name in conditions:
         last = [history(f"{short(name)}_{seed}")[-1] for seed in SEEDS]
@@ -177,7 +177,7 @@ def over_seeds(title, conditions):
 
 
 def rgb_and_sight(palette):
-    """Print pairs of palette colors that are as far from each other in RGB and look very different."""
+    """Print pairs of palette colors at equal distances in RGB, those that look most alike and most different."""
     from skimage.color import deltaE_ciede2000, rgb2lab
 
     pairs = list(itertools.combinations(range(len(palette)), 2))
@@ -194,13 +194,13 @@ def rgb_and_sight(palette):
 
 
 def shipped_pictures(data_flags):
-    """Print what a person sees of the shipped networks' pictures, on the test horses."""
+    """Print the metrics of the shipped networks' pictures of the test horses."""
     rows = []
     for model in ("RegressionCNN", *CLASSIFIERS):
         command = ["colorization.py", "--model", model] if model in CLASSIFIERS else ["color_regression.py"]
-        figures = RUNS / "shipped" / f"{model}.json"
-        script(*command, "--valid", "--json", figures, "--out-dir", figures.parent, *data_flags)
-        for label, row in json.loads(figures.read_text())["pictures"].items():
+        path = RUNS / "shipped" / f"{model}.json"
+        script(*command, "--valid", "--json", path, "--out-dir", path.parent, *data_flags)
+        for label, row in json.loads(path.read_text())["pictures"].items():
             if "prediction" in label or model == "UNet":
                 values = [row[name]["mean"] for name in ("psnr", "ssim", "ciede2000", "colorfulness", "balanced_auc")]
                 name = f"{model}, {label}" if "prediction" in label else label
@@ -210,7 +210,7 @@ def shipped_pictures(data_flags):
 
 
 def side_by_side(source):
-    """Draw the first ten test horses as each shipped network colors them, and six in fewer rows for the README."""
+    """Draw the first ten test horses as each shipped network colors them; for the README, six in fewer rows."""
     images, rows = source.validation_images()[:10], {}
     for model in ("RegressionCNN", *CLASSIFIERS):
         net, checkpoint = load_network(pretrained_path(model))
@@ -228,7 +228,7 @@ def side_by_side(source):
 
 
 def rebalanced_pictures(data_flags):
-    """Print what --rebalance does to accuracy, balanced AuC and colorfulness, over the seeds."""
+    """Print the effect of --rebalance on accuracy, balanced AuC and colorfulness, over the seeds."""
     rows = []
     for name in ("(b), (c) and (d), the default", "the default and --rebalance"):
         values = []
@@ -238,8 +238,8 @@ def rebalanced_pictures(data_flags):
             script("colorization.py", *flags, "--json", folder / "valid.json", "--out-dir", folder, *data_flags)
             content = json.loads((folder / "valid.json").read_text())
             smooth = content["pictures"]["smooth prediction"]
-            figures = [smooth[key]["mean"] for key in ("balanced_auc", "colorfulness", "psnr")]
-            values.append([100 * content["accuracy"], *figures])
+            metrics = [smooth[key]["mean"] for key in ("balanced_auc", "colorfulness", "psnr")]
+            values.append([100 * content["accuracy"], *metrics])
         rows.append([name, *(spread(column, digits) for column, digits in zip(zip(*values), (1, 4, 1, 2)))])
     names = ["", "accuracy, %", "balanced AuC, smooth", "colorfulness, smooth", "PSNR, smooth, dB"]
     table("Class rebalancing", names, rows)
@@ -266,8 +266,8 @@ def train_without(part, argv):
     colorization.main(argv)
 
 
-def seen_by_middle_pixel(net, size=64, images=200):
-    """Return the mean size of the gradient of a middle output pixel by every input pixel, (size, size)."""
+def receptive_field(net, size=64, images=200):
+    """Return the mean absolute gradient of a middle output pixel with respect to every input pixel, (size, size)."""
     torch.manual_seed(0)
     gray = torch.rand(images, 1, size, size, requires_grad=True)
     out = net.eval()(gray)
@@ -276,7 +276,7 @@ def seen_by_middle_pixel(net, size=64, images=200):
 
 
 def computed_field(dilation=0, pixel=32):
-    """Return how many pixels in a row the middle output pixel of CNN or UNet can see, stage by stage from the end."""
+    """Return the receptive field of the middle output pixel of CNN or UNet, stage by stage from the last one."""
     first, last = pixel - 1, pixel + 1  # finalconv
     for _ in ("upconv2", "upconv1"):
         first, last = first // 2 - 1, last // 2 + 1  # what was doubled, and its convolution
@@ -287,12 +287,12 @@ def computed_field(dilation=0, pixel=32):
 
 
 def extent(field):
-    """Return the height and width of what is not zero, in pixels."""
+    """Return the height and width of the nonzero part, in pixels."""
     return "x".join(str(int(line.max() - line.min() + 1)) for line in (field > 0).nonzero().T)
 
 
 def half_of(field):
-    """Return the radius of the smallest square around the middle that has half of a field's sum, and its share."""
+    """Return the radius of the smallest square around the middle that contains half of a field's sum, and its share."""
     for radius in range(32):
         inner = slice(32 - radius, 33 + radius)
         share = (field[inner, inner].sum() / field.sum()).item()
@@ -301,18 +301,18 @@ def half_of(field):
 
 
 def receptive_fields():
-    """Print and draw what one output pixel sees: of single filters, and of the networks."""
+    """Print and draw the receptive fields of single filters and of the networks."""
     rows = []
     for name, layer, span in (
         ("3x3", MyConv2d(1, 1, 3), 3),
         ("5x5", MyConv2d(1, 1, 5), 5),
         ("3x3, dilation 1", MyDilatedConv2d(1, 1, 3, dilation=1), 5),
     ):
-        rows.append([name, layer.weight.numel(), f"{span}x{span}", extent(seen_by_middle_pixel(layer))])
+        rows.append([name, layer.weight.numel(), f"{span}x{span}", extent(receptive_field(layer))])
     table("One filter of one map", ["filter", "weights", "computed", "measured"], rows)
     rows, fields = [], {}
     for model in CLASSIFIERS:
-        fields[model] = seen_by_middle_pixel(load_network(pretrained_path(model))[0])
+        fields[model] = receptive_field(load_network(pretrained_path(model))[0])
         rows.append([model, computed_field(dilation=int(model == "DUNet")), extent(fields[model])])
     table("One output pixel of the networks", ["network", "computed", "measured"], rows)
     figure = new_figure(figsize=(10, 3.6), layout="constrained")
@@ -334,12 +334,12 @@ def receptive_fields():
 def curves(models):
     """Draw the training curves of networks at the same budget, all seeds."""
     figure = new_figure(figsize=(10, 3.8), layout="constrained")
-    for ax, (figure_name, label) in zip(figure.subplots(1, 2), (("loss", "loss"), ("accuracy", "accuracy"))):
+    for ax, (metric, label) in zip(figure.subplots(1, 2), (("loss", "loss"), ("accuracy", "accuracy"))):
         for color, model in enumerate(models):
             runs_of = [history(f"{short(model)}_{seed}") for seed in SEEDS]
             for part, style, words in (("train", ":", "training"), ("valid", "-", "held out")):
-                if f"{part}_{figure_name}" in runs_of[0][0]:  # training measures the loss alone
-                    values = np.array([[row[f"{part}_{figure_name}"] for row in rows] for rows in runs_of])
+                if f"{part}_{metric}" in runs_of[0][0]:  # training has no accuracy
+                    values = np.array([[row[f"{part}_{metric}"] for row in rows] for rows in runs_of])
                     epochs = np.arange(1, values.shape[1] + 1)
                     ax.plot(epochs, values.mean(0), style, color=f"C{color}", label=f"{model}, {words}")
                     ax.fill_between(epochs, values.min(0), values.max(0), color=f"C{color}", alpha=0.3, linewidth=0)
