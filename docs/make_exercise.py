@@ -23,11 +23,11 @@ from utils.console import UserError, run
 PARTS = {  # file and function: what a student is told
     "models.py CNN.__init__": "Part 2.1: Build the six stages of RegressionCNN. Use self.conv, and num_colors maps "
     "where RegressionCNN has three.",
-    "models.py CNN.forward": "Part 2.2: Pass the image through the stages, and return the logits.",
+    "models.py CNN.forward": "Part 2.2: Call check_size, pass the image through the stages, and return the logits.",
     "models.py UNet.__init__": "Part 3.1: Build the CNN's stages with MyConv2d, and rfconv with self.bottleneck. Each "
     "decoder stage also receives maps of its size: upconv1 from downconv2, upconv2 from downconv1, finalconv x itself.",
-    "models.py UNet.forward": "Part 3.2: Pass the image through the stages, which take one tensor each. Concatenate "
-    "the decoder's maps with those of the encoder, in this order, along the channels.",
+    "models.py UNet.forward": "Part 3.2: Call check_size, then pass the image through the stages. Concatenate the "
+    "decoder's maps with those of the encoder, in this order, along the channels.",
     "models.py MyDilatedConv2d.__init__": "Part 4.1: How many pixels does the spread filter cover along one side? "
     "Which padding keeps the size? Call MyConv2d's __init__, then set self.spacing, which MyConv2d.forward uses.",
 }
@@ -40,12 +40,18 @@ OPTIONAL = {
 TASK = """# Colorizing horses
 
 Implement the functions that raise NotImplementedError, part by part, and answer the questions in
-[writeup.md](writeup.md). `python -m pytest tests/test_parts.py` prints which parts work; it needs
-`pip install -r requirements-dev.txt`.
+[writeup.md](writeup.md), which have numbers of their own. At first, only `color_regression.py` and `data.py` work; CNN
+needs part 2, UNet part 3, DUNet and `--colorize` parts 3 and 4. After the set-up below,
+`pip install -r requirements-dev.txt` and `python -m pytest --tb=short tests/test_parts.py` show which parts work.
 
 """
-LEFT_OUT = r"docs/(?!photographs)|benchmarks/|\.ci/|tests/(?!conftest|test_parts)"
-LEFT_OUT_OF_README = [r"\A.*?(?=^## First)", r" It\s+ends\s+with.*?```.*?```\n", r"^\| network \| loss.*?(?=^## Your)"]
+LEFT_OUT = r"docs/(?!photographs/photographs_1)|weights/README|benchmarks/|\.ci/|tests/(?!conftest|test_parts)"
+LEFT_OUT_OF_README = [
+    r"\A.*?(?=^## First)",
+    r"^git clone.*?\n",
+    r" It\s+ends\s+with.*?```.*?```\n",
+    r"^\| network \| loss.*?(?=^## Your)",
+]
 LEFT_OUT_OF_README += [r"^## (The exercise's|For teachers).*?(?=^## Where)", r"^## Tests.*?(?=^MIT)"]
 LEFT_OUT_OF_README += [r"^\| `(docs|benchmarks)/`.*?\n", r"\s*\(\[more\][^)]*\)\)"]
 

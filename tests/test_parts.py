@@ -1,6 +1,7 @@
 """The exercise, part by part: `python -m pytest tests/test_parts.py` prints which parts work, and their points."""
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -29,14 +30,21 @@ def small_dataset(count):
 
 
 def check_stages(model):
-    """Compare the names and shapes of a new network's weights with those of the shipped file."""
+    """Compare the stages of a new network with the shipped weights, and the sizes of their outputs with SIZES."""
     saved = torch.load(pretrained_path(model), weights_only=True)["state_dict"]
-    both = saved, models.NETWORKS[model](3, 32, 24).state_dict()
-    expected, found = ({name: tuple(value.shape) for name, value in state_dict.items()} for state_dict in both)
-    assert not expected.keys() - found.keys(), f"{model} lacks {sorted(expected.keys() - found.keys())[0]}"
-    assert not found.keys() - expected.keys(), f"{model} should not have {sorted(found.keys() - expected.keys())[0]}"
+    net = models.NETWORKS[model](3, 32, 24)
+    expected, found = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (saved, net.state_dict()))
+    for name in sorted(expected.keys() ^ found.keys()):
+        stage = name.split(".")[0]
+        assert hasattr(net, stage), f"{model} has no stage {stage}"
+        assert stage in SIZES, f"{model} should not have a stage {stage}"
+        pytest.fail(f"{model}'s {stage} consists of other layers than RegressionCNN's")
     for name, shape in expected.items():
         assert found[name] == shape, f"{model}'s {name} has shape {found[name]}, but {shape} is expected"
+    for (name, size), before in zip(SIZES.items(), [32, *SIZES.values()]):
+        maps = expected.get(f"{name}.0.weight", expected.get(f"{name}.weight"))[1]
+        after = getattr(net, name)(torch.zeros(2, maps, before, before)).shape[-1]
+        assert after == size, f"{name} turns {before}x{before} into {after}x{after}, but {size}x{size} is expected"
 
 
 def check_forward(model):
@@ -45,14 +53,20 @@ def check_forward(model):
     nn.Module.__init__(net)
     for name, size in SIZES.items():
         sent[name] = torch.rand(2, 4, size, size)
-        setattr(net, name, lambda *x, name=name: received.update({name: torch.cat(x, 1)}) or sent[name])
+
+        def stage(*inputs, name=name):
+            assert len(inputs) == 1 or name == "finalconv", f"{name} takes one tensor, but gets {len(inputs)}"
+            received[name] = torch.cat(inputs, 1)
+            return sent[name]
+
+        setattr(net, name, stage)
     out = net(sent["the image"])
     for name, sources in INPUTS[model].items():
         assert name in received, f"{name} is never called"
         expected, shape = torch.cat([sent[source] for source in sources], 1), tuple(received[name].shape)
         assert shape == expected.shape, f"{name} receives {shape}, but {tuple(expected.shape)} is expected"
         assert torch.equal(received[name], expected), f"{name} should receive the output of {', then '.join(sources)}"
-    assert out is sent["finalconv"], "finalconv's output should be returned"
+    assert out is sent["finalconv"], "finalconv's output should be returned unchanged"
 
 
 def test_convolution():
@@ -85,18 +99,20 @@ def test_step():
 
 
 def test_cnn_stages():
-    """2.1 CNN.__init__, 4 points"""
+    """2.1 CNN.__init__, 2 points"""
     check_stages("CNN")
 
 
 def test_cnn_forward():
-    """2.2 CNN.forward, 4 points"""
+    """2.2 CNN.forward, 2 points"""
     check_forward("CNN")
 
 
 def test_unet_stages():
     """3.1 UNet.__init__, 6 points"""
     check_stages("UNet")
+    probe = type("Probe", (models.UNet,), {"bottleneck": type("Bottleneck", (models.MyConv2d,), {})})
+    assert type(probe(3, 2, 2).rfconv[0]) is probe.bottleneck, "rfconv's convolution should be self.bottleneck"
 
 
 def test_unet_forward():
@@ -106,17 +122,19 @@ def test_unet_forward():
 
 def test_dilation():
     """4.1 MyDilatedConv2d.__init__, 4 points"""
-    for dilation in (1, 3):
-        conv, x = models.MyDilatedConv2d(1, 1, 3, dilation=dilation), torch.zeros(1, 1, 21, 21)
+    for size, dilation in ((3, 1), (3, 3), (5, 1)):
+        conv, x = models.MyDilatedConv2d(1, 1, size, dilation=dilation), torch.zeros(1, 1, 21, 21)
+        case = f"a {size}x{size} filter with dilation {dilation}"
+        assert conv.weight.shape == (1, 1, size, size), f"{case} should keep its {size}x{size} weights"
         x[0, 0, 10, 10] = 1
         out = conv(x)
-        assert out.shape == x.shape, f"dilation {dilation}: 21x21 pixels become {out.shape[2]}x{out.shape[3]}"
-        for tap in np.ndindex(3, 3):  # an impulse shows the filter, mirrored
-            row, column = (10 - (place - 1) * (dilation + 1) for place in tap)
+        assert out.shape == x.shape, f"{case}: 21x21 pixels become {out.shape[2]}x{out.shape[3]}"
+        for tap in np.ndindex(size, size):  # an impulse shows the filter, mirrored
+            row, column = (10 - (place - size // 2) * (dilation + 1) for place in tap)
             value = out[0, 0, row, column] - conv.bias
-            assert torch.isclose(value, conv.weight[0, 0][tap]), f"dilation {dilation}: tap {tap} is at another place"
+            assert torch.isclose(value, conv.weight[0, 0][tap]), f"{case}: tap {tap} is at another place"
         (gradient,) = torch.autograd.grad(conv(torch.ones_like(x)).sum(), conv.weight)
-        assert gradient[0, 0, 1, 1] == 21 * 21, f"dilation {dilation}: the middle tap should cover every pixel once"
+        assert gradient[0, 0, size // 2, size // 2] == 21 * 21, f"{case}: the middle tap should cover every pixel once"
 
 
 def test_shipped_weights():
