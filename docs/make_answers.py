@@ -72,7 +72,7 @@ SKIPS = {"upconv1": "downconv2 to upconv1 (8x8)", "upconv2": "downconv1 to upcon
 SKIPS |= {"finalconv": "gray image to finalconv (32x32)"}
 CUTS = {"all skips": [["-e", 10]]} | {name: [["--without", stage, "-e", 10]] for stage, name in SKIPS.items()}
 OPTIMIZERS = {"Muon and Adam": [[]]}
-OPTIMIZERS |= {f"Adam alone, peak {rate}": [["--without", "muon", "-l", rate]] for rate in (0.01, 0.02, 0.04)}
+OPTIMIZERS |= {f"Adam alone, peak {rate}": [["--without", "muon", "-l", rate]] for rate in (0.02, 0.04, 0.08)}
 SWEEP = list(itertools.product((0.02, 0.04, 0.08, 0.16), (12, 25, 50, 100)))  # peak learning rate, batch size
 
 
