@@ -41,8 +41,8 @@ def read_image(path, size=None):
     decoded faster, at half, a quarter or an eighth of its size, but at least `size`. Raises UserError.
     """
     supported = f"supported are {', '.join(FORMATS)} of up to {MAX_PIXELS:,} pixels"
-    supported = supported if os.path.exists(path) else "check its name"
-    with reading(path, "picture", supported), Image.open(path, formats=FORMATS) as image:
+    advice = supported if os.path.exists(path) else "check its name"
+    with reading(path, "picture", advice), Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"it has {image.width * image.height:,} pixels")
         if image.info.get("progressive") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:

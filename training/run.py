@@ -60,7 +60,7 @@ class RunLog:
                 writer.writeheader()
                 writer.writerows(history)
             progress = {"epochs_done": row["epoch"], "seconds": sum(row["seconds"] for row in history)}
-            write_json(self.path_for(".json"), run_metadata(self.settings, trainer.device) | progress)
+            write_json(self.path_for(".json"), self.settings | environment(trainer.device) | progress)
             state = {"format": STATE_FORMAT, "settings": self.settings, "history": history}
             write_torch_file(self.path_for(".state"), state | {"trainer": trainer.state_dict()})
         self.history = history  # the epoch is complete only now
@@ -207,11 +207,10 @@ def run_settings(checkpoint, source, config, start_from, dataset):
     return settings | {"palette": palette, "start_from": start_from and str(start_from), "data_sha256": sha256}
 
 
-def run_metadata(settings, device):
-    """Return what is needed to repeat a run."""
+def environment(device):
+    """Return the command and what it ran on."""
     return {
         "command": shlex.join(sys.argv),
-        **settings,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),

@@ -35,9 +35,7 @@ def add_action_flags(parser, default="train"):
     """Add the flags that choose an action other than the default one; return their group."""
     group = parser.add_argument_group(f"action (default: {default})")
     group.add_argument("--valid", action="store_true", help="evaluate a checkpoint and draw samples; no training")
-    group.add_argument(
-        "--resume", action="store_true", help="continue an interrupted run: repeat its command with this flag"
-    )
+    group.add_argument("--resume", action="store_true", help="continue an interrupted run (same command, this flag)")
     text = "start training from the weights and palette of this checkpoint"
     group.add_argument("--start-from", type=Path, metavar="FILE", help=text)
     return group
@@ -48,13 +46,11 @@ def add_network_flags(parser, checkpoint_help, models=None):
     group = parser.add_argument_group("network (a checkpoint records these settings; they need not be repeated)")
     if models:
         group.add_argument("-m", "--model", choices=models, help=f"network (default: {MODEL})")
-        group.add_argument(
-            "-c", "--colors", metavar="K|FILE", help=f"number of colors, or a palette file (default: {COLORS})"
-        )
+        text = f"number of colors, or a palette file (default: {COLORS})"
+        group.add_argument("-c", "--colors", metavar="K|FILE", help=text)
     odd = range(1, 16, 2)
-    group.add_argument(
-        "-k", "--kernel", type=int, choices=odd, metavar="N", help=f"filter size, odd (default: {KERNEL})"
-    )
+    text = f"filter size, odd (default: {KERNEL})"
+    group.add_argument("-k", "--kernel", type=int, choices=odd, metavar="N", help=text)
     text = f"filters of the first stage (default: {NUM_FILTERS})"
     add_number(group, "-f", "--num-filters", "--num_filters", low=1, high=1024, text=text)
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help=checkpoint_help)
@@ -63,9 +59,7 @@ def add_network_flags(parser, checkpoint_help, models=None):
 def add_image_flags(parser, source, classes):
     """Add the flags that choose the images; return their group."""
     group = parser.add_argument_group("images")
-    kinds = (
-        "cifar10, sample (two photographs), a folder of images or of CIFAR-10, or an .npy file (default: %(default)s)"
-    )
+    kinds = "cifar10, sample (two photographs), a folder (images or CIFAR-10) or an .npy file (default: %(default)s)"
     group.add_argument("--data", default=source.name, metavar="NAME|PATH", help=kinds)
     text = "class of CIFAR-10, or all classes (default: %(default)s)"
     group.add_argument("--category", choices=[*classes, "all"], default=source.category, help=text)
@@ -77,9 +71,8 @@ def add_output_flags(parser):
     group = parser.add_argument_group("output")
     text = "folder for the output files (default: %(default)s)"
     group.add_argument("--out-dir", type=Path, default=Path("outputs"), metavar="DIR", help=text)
-    parser.add_argument_group("device").add_argument(
-        "--device", metavar="NAME", help="cpu or cuda (default: cuda if available)"
-    )
+    text = "cpu or cuda (default: cuda if available)"
+    parser.add_argument_group("device").add_argument("--device", metavar="NAME", help=text)
     return group
 
 
