@@ -216,7 +216,13 @@ def test_two_processes_unpack_one_archive(tmp_path, monkeypatch):
     source = write_cifar(tmp_path / "source")
     sha256 = write_archive(tmp_path / "archive.tar.gz", source)
     folder = tmp_path / cifar10.FOLDER
-    monkeypatch.setattr(cifar10.tarfile.TarFile, "extractall", lambda *_, **__: folder.mkdir())
+    original = cifar10.tarfile.TarFile.extractfile
+
+    def other_is_first(tar, member):
+        folder.mkdir(exist_ok=True)
+        return original(tar, member)
+
+    monkeypatch.setattr(cifar10.tarfile.TarFile, "extractfile", other_is_first)
     cifar10.unpack(tmp_path / "archive.tar.gz", folder, sha256)
     assert list(folder.iterdir()) == []
 
