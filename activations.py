@@ -2,7 +2,7 @@
 
 python activations.py 3                                             feature maps of test image 3
 python activations.py photo.jpg                                     feature maps of a photograph's central square
-python activations.py 3 --model CNN --checkpoint weights/cnn_k3_f32.pkl
+python activations.py 3 --checkpoint outputs/cnn_k3_f32.pkl         feature maps of a network that you trained
 """
 
 import argparse

@@ -50,7 +50,9 @@ def main(argv):
         run_training(net, checkpoint, source, config, args.out_dir, **files, resume=args.resume, plot=args.plot)
     else:
         run_validation(net, checkpoint, source, args.out_dir, json_path=args.json, inputs=[file])
-    print(f"copying the gray input to R, G and B: {gray_copy_error(source.validation_images()):.6f}")
+    print(
+        f"mean squared error of copying the gray input to R, G and B: {gray_copy_error(source.validation_images()):.6f}"
+    )
     distributed.cleanup()
 
 

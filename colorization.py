@@ -25,8 +25,8 @@ from utils.files import check_writable
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    text = "color image files, and all images in folders; write the results to --out-dir"
-    flags.add_action_flags(parser).add_argument("--colorize", nargs="+", type=Path, metavar="FILE", help=text)
+    text = "color these image files, and all images in these folders; write the results to --out-dir"
+    flags.add_action_flags(parser).add_argument("--colorize", nargs="+", type=Path, metavar="PATH", help=text)
     weights = "file to save; with --valid or --colorize: file to load (default: the shipped weights)"
     flags.add_network_flags(parser, weights, CLASSIFIERS)
     config = TrainingConfig()
@@ -38,9 +38,9 @@ def parse(argv):
     flags.add_number(group, "--picture-weight", default=config.picture_weight, low=0, high=1e6, text=text, metavar="W")
 
     group = parser.add_argument_group("smooth prediction (the mean color under sharpened probabilities)")
-    text = f"about the longer side of a photograph as the network sees it, in pixels (default: {WORKING_SIZE})"
+    text = f"longer side of the copies of a photograph that the network sees, approximately ({WORKING_SIZE} pixels)"
     flags.add_number(group, "--working-size", low=4, high=512, text=text)
-    text = "of the softmax: lower values give bolder colors, higher values paler ones"
+    text = "temperature of the softmax: lower values give bolder colors, higher values paler ones"
     flags.add_number(group, "--temperature", default=config.temperature, low=0.01, high=100, text=text, metavar="T")
     args = parser.parse_args(argv)
     if args.colorize or args.valid:
@@ -61,7 +61,7 @@ def main(argv):
     source = ImageSource(args.data, args.category, args.holdout)
     photographs = bool(args.colorize) or source.is_album
     if args.working_size and not photographs:
-        raise UserError(f"--working-size has no effect with --data {args.data}; leave one of them out")
+        raise UserError(f"--working-size has no effect with --data {args.data}; remove it")
     network = {"model": args.model, "kernel": args.kernel, "num_filters": args.num_filters}
     named = args.start_from if trains else args.checkpoint
     file = named if trains or named else pretrained_path(**network, photographs=photographs)

@@ -1,4 +1,4 @@
-"""Images to learn from, their gray, which is the network's input, and the palette of colors it predicts.
+"""The images, their gray version (the network's input), and the palette of colors that it predicts.
 
 Conventions, those of the course: images are uint8 tensors (N, 3, 32, 32); pixel values are byte / 256; gray is
 the mean of R, G and B; a pixel's label is its nearest palette color in RGB.
@@ -73,12 +73,12 @@ class ImageSource:
         if self.cifar10_folder:
             return load_cifar10(self.cifar10_folder, CLASSES if self.category == "all" else [self.category], train)
         if self.category != ImageSource.category:
-            raise UserError(f"--category {self.category} has no effect with --data {self.name}; leave one of them out")
+            raise UserError(f"--category {self.category} has no effect with --data {self.name}; remove it")
         if Path(self.name).suffix == ".npy":
             images = array_images(self.name, train)
         elif self.is_album:
             if self.holdout:
-                raise UserError(f"--holdout has no effect with --data {self.name}; leave one of them out")
+                raise UserError(f"--holdout has no effect with --data {self.name}; remove it")
             images = self.crops(train)
         else:
             raise UserError(f"--data {self.name}: not cifar10, sample, a folder of images or an .npy file")
@@ -296,7 +296,9 @@ def main(argv):
     parser = argparse.ArgumentParser(description="Fit a palette to all training pixels by k-means.")
     add_number(parser, "-c", "--colors", default=COLORS, low=2, high=256, text="number of colors", metavar="K")
     add_number(parser, "-s", "--seed", default=0, low=0, high=2**32 - 1, text="seed of k-means")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: color/color_kmeans*.npy)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="file to write or replace (default: color/color_kmeansK_cat*.npy)"
+    )
     add_image_flags(parser, ImageSource(), CLASSES)
     args = parser.parse_args(argv)
 

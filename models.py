@@ -184,7 +184,7 @@ def load_network(path, model=None, kernel=None, num_filters=None, palette=None):
     if checkpoint.model not in NETWORKS:
         raise UserError(f"{path}: unknown network {checkpoint.model!r:.50}; the known ones are {', '.join(NETWORKS)}")
     if (checkpoint.palette is not None) != (checkpoint.model in CLASSIFIERS):
-        needs = "needs its palette; name that" if checkpoint.palette is None else "has no palette; do not name one"
+        needs = "needs its palette; give it" if checkpoint.palette is None else "has no palette; do not give one"
         raise UserError(f"{path}: a {checkpoint.model} {needs} with --colors")
     num_colors = 3 if checkpoint.palette is None else len(checkpoint.palette)
     with torch.device("meta"):  # takes no memory, whatever the file claims to be

@@ -40,7 +40,7 @@ def read_image(path, size=None):
     Applies the EXIF orientation, takes the first frame, and reduces 16 bits to the upper 8. With `size`, a JPEG is
     decoded faster, at half, a quarter or an eighth of its size, but at least `size`. Raises UserError.
     """
-    supported = f"supported are {', '.join(FORMATS)} of up to {MAX_PIXELS:,} pixels"
+    supported = f"supported formats: {', '.join(FORMATS)}, up to {MAX_PIXELS:,} pixels"
     advice = supported if os.path.exists(path) else "check its name"
     with reading(path, "picture", advice), Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
@@ -89,7 +89,7 @@ def folder_photographs(folder, train, working_size):
     """Return small copies of a folder's photographs to train on or to validate on, a list of uint8 arrays (h, w, 3).
 
     They are as large as random_crops() can use, smaller if all together would take more than KEPT_BYTES.
-    Unreadable files are named and left out. Raises UserError.
+    Unreadable files are named and skipped. Raises UserError.
     """
     all_files = list_image_files(folder)
     size = int(min(CROP_SCALES[1] * working_size, (KEPT_BYTES / 3 / max(1, len(all_files))) ** 0.5))
@@ -98,7 +98,7 @@ def folder_photographs(folder, train, working_size):
         try:
             image, _ = read_image(file, size)
         except UserError as error:
-            return tqdm.write(f"left out: {error}")
+            return tqdm.write(f"skipped: {error}")
         image.thumbnail((size, size), Image.Resampling.BOX)
         return np.array(image)
 

@@ -151,14 +151,14 @@ def test_a_folder_that_is_a_dangling_link(tmp_path):
         path.write_bytes(b"content")
     assert (tmp_path / "elsewhere" / "a.png").read_bytes() == b"content"
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write it"), files.new_file(tmp_path / "file" / "a.png"):
+    with pytest.raises(UserError, match="cannot be written"), files.new_file(tmp_path / "file" / "a.png"):
         pass
 
 
 def test_a_drive_that_is_not_there(monkeypatch):
     """As on Windows, where Z: need not exist, and has no folder above it that does."""
     monkeypatch.setattr(os.path, "exists", lambda _: False)
-    with pytest.raises(UserError, match="cannot write it"):
+    with pytest.raises(UserError, match="cannot be written"):
         check_writable("/there/is/no/such/folder/file")
 
 

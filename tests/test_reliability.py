@@ -108,7 +108,7 @@ def test_what_cannot_be_resumed_says_why(cifar, small_palette, fails, tmp_path):
         line = fails(colorization.main, *command, f"--{name}", value, "--resume")
         assert f"other settings: {name.replace('-', ' ').replace('learn', 'learning')} was" in line
     np.save("other.npy", np.linspace([0, 0.1, 0], [0.9, 0.8, 0.98], 5))
-    assert "other settings: palette differs" in fails(colorization.main, *command, "-c", "other.npy", "--resume")
+    assert "other settings: another palette" in fails(colorization.main, *command, "-c", "other.npy", "--resume")
     Path("outputs/unet_k3_f2.state").write_bytes(b"no state")
     assert "not a training state" in fails(colorization.main, *command, "--resume")
     torch.save({}, "outputs/unet_k3_f2.state")
@@ -131,8 +131,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(cifar, small_p
 
     monkeypatch.setattr(loop.Trainer, "loss", broken)
     line = fails(colorization.main, *SMALL, "-e", "3", "-c", small_palette)  # three steps an epoch
-    assert "step 2 of epoch 2; outputs/unet_k3_f2.pkl is of epoch 1: " in line
-    assert "smaller --learn-rate than 0.04" in line
+    assert "step 2 of epoch 2; outputs/unet_k3_f2.pkl has the weights of epoch 1: " in line
+    assert "a --learn-rate below 0.04" in line
     assert checkpoint.load_checkpoint("outputs/unet_k3_f2.pkl").epoch == 1
 
 
@@ -164,7 +164,7 @@ def test_other_images_under_the_same_name_are_not_resumed_with(tmp_path, monkeyp
         with pytest.raises(Stopped):
             colorization.main(command)
     np.save("mine.npy", smooth_images(40, seed=1))
-    assert "other settings: data sha256 differs" in fails(colorization.main, *command, "--resume")
+    assert "other settings: other images" in fails(colorization.main, *command, "--resume")
 
 
 def test_a_damaged_state_is_named(cifar, small_palette, monkeypatch, fails):
@@ -340,7 +340,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(cifar, small_palette, fails):
     before = Path("u.pkl").read_bytes()
     with file_size_limit(2000):
         line = fails(colorization.main, *command, "--seed", "1")
-    assert "cannot write it (File too large)" in line
+    assert "cannot be written (File too large)" in line
     assert Path("u.pkl").read_bytes() == before
     assert not list(Path().rglob("*.part"))
 
@@ -360,7 +360,7 @@ def test_targets_that_cannot_be_written_are_found_before_training(cifar, small_p
         Path("folder").chmod(0o500)
         if os.access("folder", os.W_OK):
             pytest.skip("this user may write anywhere")
-    assert "cannot write it" in fails(colorization.main, *SMALL, "-c", small_palette, *flags)
+    assert "cannot be written" in fails(colorization.main, *SMALL, "-c", small_palette, *flags)
 
 
 def mutations(content, count, seed, tail=None):

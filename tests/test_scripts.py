@@ -201,7 +201,7 @@ def test_bare_weights_take_their_description_from_the_flags(cifar, small_palette
     assert "DUNet, kernel 3, 4 filters, 5 colors" in capsys.readouterr().out
     assert "name the network with --model" in fails(colorization.main, *flags)
     bare = [*flags[:3], "--model", "DUNet", "-f", "4"]
-    assert "bare.pkl: a DUNet needs its palette; name that with --colors" in fails(colorization.main, *bare)
+    assert "bare.pkl: a DUNet needs its palette; give it with --colors" in fails(colorization.main, *bare)
     assert "bare.pkl: not a file of weights of DUNet" in fails(colorization.main, *flags, "--model", "DUNet")
     assert "bare.pkl: not a file of weights of CNN" in fails(colorization.main, *flags, "--model", "CNN", "-f", "4")
 
@@ -217,7 +217,7 @@ def trained(cifar, small_palette):
     ("flags", "said"),
     [
         (["--model", "CNN"], "u.pkl: its model is UNet, not CNN"),
-        (["-f", "8"], "its num filters is 4, not 8"),
+        (["-f", "8"], "its number of filters is 4, not 8"),
         (["-k", "5"], "its kernel is 3, not 5"),
         (["-c", "24"], "not made with the palette of --colors"),
         (["-c", "gone.npy"], "gone.npy: cannot read the palette"),
@@ -225,7 +225,7 @@ def trained(cifar, small_palette):
         (["--category", "zebra"], "invalid choice: 'zebra'"),
         (["--device", "abacus"], "--device abacus: no such device"),
         (["--device", "cuda:99"], "--device cuda:99: no such GPU"),
-        (["--device", "mps"], "--device mps: no such device; only cpu and cuda"),
+        (["--device", "mps"], "--device mps: no such device; use cpu, cuda or cuda:N"),
         (["--kernel", "4"], "--kernel: invalid choice: 4 (choose from 1, 3, 5,"),
         (["--holdout", "20"], "--holdout 20: there are only 20"),
     ],
@@ -390,7 +390,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     ],
 )
 def test_flags_without_effect_are_refused(cifar, fails, script, flags, useless, mode):
-    assert f"{useless} has no effect with {mode}; leave one of them out" in fails(script.main, *flags)
+    assert f"{useless} has no effect with {mode}; remove it" in fails(script.main, *flags)
     assert not Path("outputs").exists()
 
 
@@ -443,5 +443,7 @@ def test_nobody_reads_on():
 
 def test_training_does_not_replace_the_shipped_weights(cifar, small_palette, fails):
     before = pretrained_path().read_bytes()
-    assert "a shipped file" in fails(colorization.main, "-e", 1, "-c", small_palette, "--checkpoint", pretrained_path())
+    assert "training does not write to weights/" in fails(
+        colorization.main, "-e", 1, "-c", small_palette, "--checkpoint", pretrained_path()
+    )
     assert pretrained_path().read_bytes() == before

@@ -39,7 +39,9 @@ class RunLog:
         self.checkpoint, self.path, self.out_dir = checkpoint, path, out_dir
         self.best_path, self.history = path.parent / f"{path.stem}_best.pkl", []
         if path.resolve().parent == PROJECT / "weights":
-            raise UserError(f"{path}: a shipped file, which training must not replace; save to another file")
+            raise UserError(
+                f"{path}: training does not write to weights/, which has the shipped files; name another file"
+            )
         check_targets((path, self.best_path, *map(self.path_for, SUFFIXES)), inputs)
 
     def path_for(self, suffix):
@@ -77,9 +79,9 @@ class RunLog:
         for name, value in self.settings.items():
             earlier = content["settings"].get(name)
             if earlier != value:
-                is_long = name in ("palette", "data_sha256")
-                difference = "differs" if is_long else f"was {reprlib.repr(earlier)} and is now {value!r}"
-                raise UserError(f"{path}: cannot resume with other settings: {name.replace('_', ' ')} {difference}")
+                difference = f"{name.replace('_', ' ')} was {reprlib.repr(earlier)} and is now {value!r}"
+                difference = {"palette": "another palette", "data_sha256": "other images"}.get(name, difference)
+                raise UserError(f"{path}: cannot resume with other settings: {difference}")
         history = content["history"]
         names = {*history[0], "train_loss", "valid_loss", "seconds"}
         for epoch, row in enumerate(history, 1):
@@ -126,8 +128,8 @@ def run_training(net, checkpoint, source, config, out_dir, path, start_from, res
         nothing = "no epoch was complete, so nothing is saved"
         raise KeyboardInterrupt(f"stopped; {done if log.history else nothing}") from None
     except FloatingPointError as error:
-        saved = f"{path} is of epoch {len(log.history)}" if log.history else "no checkpoint was saved"
-        advice = f"train again with a smaller --learn-rate than {config.learning_rate:g}"
+        saved = f"{path} has the weights of epoch {len(log.history)}" if log.history else "no checkpoint was saved"
+        advice = f"train again with a --learn-rate below {config.learning_rate:g}"
         raise UserError(f"{error}; {saved}: {advice}") from error
     if is_first:
         title, row = f"{checkpoint.model}, {source}, epoch {config.epochs}", log.history[-1]

@@ -23,7 +23,7 @@ def choose_device(name):
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", name):
-        raise UserError(f"--device {name}: no such device; only cpu and cuda are supported")
+        raise UserError(f"--device {name}: no such device; use cpu, cuda or cuda:N")
     device = torch.device(name)
     if device.type == "cuda":
         if (device.index or 0) >= torch.cuda.device_count():

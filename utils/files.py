@@ -42,7 +42,7 @@ def atomic_write(path, mode="xb"):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot write it ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with suppress(OSError):  # it exists only after a failure
             temporary.unlink()
@@ -88,7 +88,7 @@ def check_writable(path):
     """Raise UserError unless `path` can be written, its folder made if needed; delete what a killed process left."""
     path = Path(os.path.realpath(path))
     if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path}: cannot write it (it is a folder or a device); name a file")
+        raise UserError(f"{path}: cannot be written (it is a folder or a device); name a file")
     try:
         folder = next((folder for folder in path.parents if os.path.exists(folder)), path.parent)
         trial = temporary_path(folder / path.name)
@@ -99,7 +99,7 @@ def check_writable(path):
                 if time.time() - leftover.stat().st_mtime > 3600:  # an hour: no process is still writing it
                     leftover.unlink()
     except OSError as error:
-        raise UserError(f"{path}: cannot write it ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def new_file(path):
                 break
             unique = path.with_name(f"{path.stem}_{number}{path.suffix}")
     except OSError as error:
-        raise UserError(f"{unique}: cannot write it ({error.strerror or error})") from error
+        raise UserError(f"{unique}: cannot be written ({error.strerror or error})") from error
     try:
         yield unique
     except BaseException:

@@ -28,15 +28,15 @@ def reject_flags(parser, args, mode, useless):
     for name in useless:
         if getattr(args, name, None) != parser.get_default(name):  # both None for another script's flag
             flag = name.replace("learning", "learn").replace("_", "-")
-            raise UserError(f"--{flag} has no effect with {mode}; leave one of them out")
+            raise UserError(f"--{flag} has no effect with {mode}; remove it")
 
 
 def add_action_flags(parser, default="train"):
     """Add the flags that choose an action other than the default one; return their group."""
     group = parser.add_argument_group(f"action (default: {default})")
     group.add_argument("--valid", action="store_true", help="evaluate a checkpoint and draw samples; no training")
-    group.add_argument("--resume", action="store_true", help="continue an interrupted run (same command, this flag)")
-    text = "start training from the weights and palette of this checkpoint"
+    group.add_argument("--resume", action="store_true", help="continue an interrupted run: repeat its command with it")
+    text = "start training from this checkpoint: its weights and, if it has one, its palette"
     group.add_argument("--start-from", type=Path, metavar="FILE", help=text)
     return group
 
@@ -71,7 +71,7 @@ def add_output_flags(parser):
     group = parser.add_argument_group("output")
     text = "folder for the output files (default: %(default)s)"
     group.add_argument("--out-dir", type=Path, default=Path("outputs"), metavar="DIR", help=text)
-    text = "cpu or cuda (default: cuda if available)"
+    text = "cpu, cuda or cuda:N (default: cuda if available)"
     parser.add_argument_group("device").add_argument("--device", metavar="NAME", help=text)
     return group
 
@@ -79,7 +79,7 @@ def add_output_flags(parser):
 def add_training_flags(parser, config, source, classes, transforms):
     """Add the flags of training and validation, with the defaults of a TrainingConfig and an ImageSource."""
     group = add_image_flags(parser, source, classes)
-    text = "validate on N images of each class left out of training, not on the test images"
+    text = "leave N images of each class out of training and validate on them; 0: on the test images"
     add_number(group, "--holdout", default=source.holdout, low=0, high=10**6, text=text)
 
     group = parser.add_argument_group("training")
@@ -96,4 +96,5 @@ def add_training_flags(parser, config, source, classes, transforms):
 
     group = add_output_flags(parser)
     group.add_argument("--plot", action="store_true", help="also draw samples after every epoch")
-    group.add_argument("--json", type=Path, metavar="FILE", help="with --valid: write all metrics of every image")
+    text = "when validating: also compute SSIM, CIEDE2000 and AuC; write all metrics of every image"
+    group.add_argument("--json", type=Path, metavar="FILE", help=text)
