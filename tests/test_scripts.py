@@ -360,9 +360,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old"
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="cannot write"), atomic_write(tmp_path / "folder") as file:
+    with pytest.raises(UserError, match="cannot be written"), atomic_write(tmp_path / "folder") as file:
         file.write(b"new")
-    with pytest.raises(UserError, match="cannot write"), atomic_write(path / "below" / "a" / "file"):
+    with pytest.raises(UserError, match="cannot be written"), atomic_write(path / "below" / "a" / "file"):
         pass
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
