@@ -24,7 +24,8 @@ PALETTE = HANDOUT / "colors" / "color_kmeans24_cat7.npy"
 def printed(capsys, script, *argv):
     """Run a script and return the numbers in its lines on validation: percentages as shares."""
     script.main([str(word) for word in argv])
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("1,000 images", "mean squared error"))]
+    starts = ("1,000 images", "mean squared error")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(starts)]
     return [float(n[:-1]) / 100 if n.endswith("%") else float(n) for n in re.findall(r"\d+\.\d+%?", " ".join(lines))]
 
 
