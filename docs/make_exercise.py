@@ -40,8 +40,8 @@ OPTIONAL = {
 TASK = """# Colorizing horses
 
 Implement the functions that raise NotImplementedError, part by part, and answer the questions in
-[writeup.md](writeup.md), which have numbers of their own. At first, only `color_regression.py` and `data.py` work; CNN
-needs part 2, UNet part 3, DUNet and `--colorize` parts 3 and 4. After the set-up below,
+[writeup.md](writeup.md), which have numbers of their own. `color_regression.py` and `data.py`
+{first}; CNN needs part 2, UNet part 3, DUNet and `--colorize` parts 3 and 4. After the set-up below,
 `pip install -r requirements-dev.txt` and `python -m pytest --tb=short tests/test_parts.py` show which parts work.
 
 """
@@ -82,12 +82,15 @@ def give_regression(text):
     return text.replace("    conv = nn.Conv2d\n", f"    conv = nn.Conv2d\n\n{given}\n", 1)
 
 
-def for_students(readme):
-    """Return the README with the student's task, and without what leads to answers or needs what is left out."""
+def for_students(readme, first):
+    """Return the README with the student's task, and without what leads to answers or needs what is left out.
+
+    `first` says what color_regression.py and data.py need.
+    """
     for section in LEFT_OUT_OF_README:
         readme = re.sub(section, "", readme, flags=re.DOTALL | re.MULTILINE)
     readme = readme.replace("python colorization.py --data sample", "python color_regression.py --data sample")
-    return TASK + readme.replace("outputs/unet", "outputs/regression_cnn")
+    return TASK.format(first=first) + readme.replace("outputs/unet_k3_f32_im", "outputs/regression_cnn_k3_f32_im")
 
 
 def main(argv):
@@ -97,7 +100,10 @@ def main(argv):
     args = parser.parse_args(argv)
     if args.dest.exists() and (not args.dest.is_dir() or any(args.dest.iterdir())):
         raise UserError(f"{args.dest}: not an empty folder; name another one")
-    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    try:
+        listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"{PROJECT}: git cannot list its files; install git and clone the repository") from error
     for name in listed.splitlines():
         if not re.match(LEFT_OUT, name):
             (args.dest / name).parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +114,8 @@ def main(argv):
         path = args.dest / file
         path.write_text(function(path.read_text(encoding="utf-8"), *more), encoding="utf-8")
 
-    change("README.md", for_students)
+    first = "need part 1" if args.also else "work from the start"
+    change("README.md", for_students, first)
     change("models.py", give_regression)
     parts = PARTS | dict(OPTIONAL[name] for name in args.also)
     for place, task in parts.items():

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import re
 import struct
 import sys
 import tarfile
@@ -130,7 +131,7 @@ def fails(capsys, monkeypatch):
 
 def pytest_itemcollected(item):
     """Attach the docstrings of the exercise's tests, each the name of a part and its points, to their reports."""
-    if item.path.name == "test_parts.py":
+    if item.path.name == "test_parts.py" and re.match(r"\d\.\d .*, \d+ points$", item.obj.__doc__ or ""):
         item.user_properties.append(("part", item.obj.__doc__))
 
 

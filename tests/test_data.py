@@ -196,6 +196,20 @@ def test_hostile_archives_write_nothing(tmp_path):
         with pytest.raises(UserError, match="CIFAR-10"):
             cifar10.unpack(archive, tmp_path / "data" / cifar10.FOLDER, sha256(archive))
         assert [path.name for path in tmp_path.rglob("*")] == ["data", "archive.tar"]
+    for change in (
+        {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
+        {"type": tarfile.DIRTYPE},
+        {"size": 50_000_000},
+    ):
+        with tarfile.open(archive, "w") as tar:
+            for name in cifar10.TRAIN_FILES + cifar10.TEST_FILES:
+                member = tarfile.TarInfo(f"{folder}/{name}")
+                for key, value in change.items() if name == "data_batch_2" else ():
+                    setattr(member, key, value)
+                tar.addfile(member, io.BytesIO(bytes(member.size)))
+        with pytest.raises(UserError, match="not regular files"):
+            cifar10.unpack(archive, tmp_path / "data" / cifar10.FOLDER, sha256(archive))
+        assert [path.name for path in tmp_path.rglob("*")] == ["data", "archive.tar"]
     huge = tarfile.TarInfo(f"{cifar10.FOLDER}/data_batch_1")
     huge.size = 100 << 30
     archive.write_bytes(huge.tobuf() + bytes(10_000))

@@ -1,6 +1,7 @@
 """What docs/make_exercise.py writes: each part fails by its own message, and nothing else breaks."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -36,7 +37,12 @@ def test_each_part_fails_by_itself_and_nothing_else_breaks(tmp_path):
     assert "validation mean squared error" in run(made, "color_regression.py", "--data", "sample", "-e", "1")
     assert "saved" in run(made, "data.py", "--data", "sample", "--colors", "4", "--output", "p.npy")
     assert "not an empty folder" in run(PROJECT, "docs/make_exercise.py", made)
-    assert not list(made.rglob("*answer*")) and "answer" not in (made / "README.md").read_text().split("##", 1)[1]
+    readme = (made / "README.md").read_text()
+    assert not list(made.rglob("*answer*")) and "answer" not in readme.split("##", 1)[1]
+    assert "outputs/regression_cnn_k3_f32_images.png" in readme and "--checkpoint outputs/unet_k3_f32.pkl" in readme
+    assert "work from the start" in readme and "need part 1" in (full / "README.md").read_text()
+    copied = shutil.copytree(PROJECT / "docs", made / "docs", dirs_exist_ok=True)
+    assert "git cannot list its files" in run(made, copied / "make_exercise.py", tmp_path / "other")
     solution, path = (PROJECT / "models.py").read_text(), made / "models.py"
     forward = re.compile(r"(class UNet\(.*?    def forward)(.*?)(?=\n\n\nclass)", re.DOTALL)
     path.write_text(forward.sub(lambda match: match[1] + forward.search(solution)[2], path.read_text()))

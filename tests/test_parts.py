@@ -9,7 +9,7 @@ from torch import nn
 import models
 from data import ImageDataset, ImageSource, nearest_color, to_gray
 from models import load_network, new_network, predict, pretrained_path
-from training import evaluation
+from training import evaluation, loop
 from training.loop import Trainer, TrainingConfig
 
 SIZES = {"downconv1": 16, "downconv2": 8, "rfconv": 8, "upconv1": 16, "upconv2": 32, "finalconv": 32}
@@ -30,21 +30,31 @@ def small_dataset(count):
 
 
 def check_stages(model):
-    """Compare the stages of a new network with the shipped weights, and the sizes of their outputs with SIZES."""
+    """Compare the stages of new networks with the shipped weights, and the sizes of their outputs with SIZES."""
     saved = torch.load(pretrained_path(model), weights_only=True)["state_dict"]
     net = models.NETWORKS[model](3, 32, 24)
-    expected, found = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (saved, net.state_dict()))
-    for name in sorted(expected.keys() ^ found.keys()):
+    expected = {name: tuple(weights.shape) for name, weights in saved.items()}
+    for name in sorted(expected.keys() ^ net.state_dict().keys()):
         stage = name.split(".")[0]
         assert hasattr(net, stage), f"{model} has no stage {stage}"
         assert stage in SIZES, f"{model} should not have a stage {stage}"
         pytest.fail(f"{model}'s {stage} consists of other layers than RegressionCNN's")
-    for name, shape in expected.items():
-        assert found[name] == shape, f"{model}'s {name} has shape {found[name]}, but {shape} is expected"
+    check_shapes(net, f"{model}(3, 32, 24)", expected)
+    net = models.NETWORKS[model](5, 16, 12)  # half the maps, but a gray image and a skip from it stay one map
+    halves = {k: (*(n // 2 + n % 2 for n in shape[:2]), *(5 for _ in shape[2:])) for k, shape in expected.items()}
+    check_shapes(net, f"{model}(5, 16, 12)", halves)
     for (name, size), before in zip(SIZES.items(), [32, *SIZES.values()]):
-        maps = expected.get(f"{name}.0.weight", expected.get(f"{name}.weight"))[1]
+        maps = halves.get(f"{name}.0.weight", halves.get(f"{name}.weight"))[1]
         after = getattr(net, name)(torch.zeros(2, maps, before, before)).shape[-1]
-        assert after == size, f"{name} turns {before}x{before} into {after}x{after}, but {size}x{size} is expected"
+        change = f"{before}x{before} into {after}x{after}"
+        assert after == size, f"{name} turns {change} with a 5x5 kernel, but {size}x{size} is expected"
+
+
+def check_shapes(net, description, expected):
+    """Compare the shapes of a network's weights with those expected, {name: shape}."""
+    for name, weights in net.state_dict().items():
+        found = tuple(weights.shape)
+        assert found == expected[name], f"{description}: {name} has shape {found}, but {expected[name]} is expected"
 
 
 def check_forward(model):
@@ -86,15 +96,32 @@ def test_quantizer():
 
 def test_evaluation():
     """1.3 evaluate, 2 points"""
-    whole, parts = (evaluation.evaluate(*small_dataset(7), size)["loss"] for size in (7, 3))
-    assert abs(whole - parts) < 1e-6, "the metrics should not depend on the batch size: the last batch is smaller"
+    net, dataset = small_dataset(7)
+    images, targets = dataset.split(dataset.pixels)
+    expected, looked = F.mse_loss(predict(net, to_gray(images)), targets).item(), []
+    for size in (7, 3):
+        found = evaluation.evaluate(net, dataset, size, lambda *batch: looked.append(len(batch[0])))["loss"]
+        hint = f"with {size} images per batch, the loss of 7 images is {found:.6f}, but {expected:.6f} is expected"
+        assert abs(found - expected) < 1e-6, hint
+    assert looked == [7, 3, 3, 1], "look should be called once with every batch"
 
 
-def test_step():
+def test_step(monkeypatch):
     """1.4 Trainer.step, 2 points"""
-    trainer = Trainer(*small_dataset(8), TrainingConfig(augment=()))
+    trainer, augmented = Trainer(*small_dataset(8), TrainingConfig(augment=("mirror",))), []
+    monkeypatch.setattr(loop, "augment", lambda pixels, transforms: augmented.append(transforms) or pixels)
     trainer.learning_rate.fill_(0.01)
+    changing = {"Muon's weights": trainer.muon.vector, "Adam's weights": trainer.adam.vector}
+    changing["averaged_model's weights"] = trainer.averages[0][0]
+    before = {name: vector.clone() for name, vector in changing.items()}
+    first = trainer.step(trainer.dataset.pixels, scale=0).item()
+    assert augmented == [("mirror",)], "the images should be augmented once, by config.augment"
+    for name, vector in changing.items():
+        assert torch.equal(vector, before[name]), f"{name} change even where scale, the loss's factor, is 0"
     losses = [trainer.step(trainer.dataset.pixels).item() for _ in range(10)]
+    for name, vector in changing.items():
+        assert not torch.equal(vector, before[name]), f"{name} do not change in ten steps"
+    assert first > 0, "the loss should be returned without scale"
     assert losses[-1] < losses[0], "ten steps on the same images should lower the loss"
 
 
@@ -141,8 +168,15 @@ def test_shipped_weights():
     """5.1 The losses of the shipped weights, 6 points"""
     images = crops(20)
     colors = images.permute(0, 2, 3, 1).flatten(0, 2).double() / 256
+    wrong = []
     for model, expected in LOSSES.items():
-        net, checkpoint = load_network(pretrained_path(model))
-        labels = torch.cdist(colors, torch.from_numpy(checkpoint.palette)).argmin(1).view(-1, 32, 32)
-        loss = F.cross_entropy(predict(net, to_gray(images)), labels).item()
-        assert abs(loss - expected) < 0.002, f"the {model}'s loss is {loss:.3f}, but {expected} is expected"
+        try:
+            net, checkpoint = load_network(pretrained_path(model))
+            labels = torch.cdist(colors, torch.from_numpy(checkpoint.palette)).argmin(1).view(-1, 32, 32)
+            loss = F.cross_entropy(predict(net, to_gray(images)), labels).item()
+        except NotImplementedError as error:
+            wrong.append(f"the {model} cannot be used yet ({error})")
+        else:
+            if not abs(loss - expected) < 0.002:
+                wrong.append(f"the {model}'s loss is {loss:.3f}, but {expected} is expected")
+    assert not wrong, "; ".join(wrong)
