@@ -34,7 +34,7 @@ def parse(argv):
 
     group = parser.add_argument_group("loss")
     group.add_argument("--rebalance", action="store_true", help="give rare colors more weight (Zhang et al. 2016)")
-    text = "add W times the squared error of the smooth prediction's chroma to the loss"
+    text = "add W times the squared error of the mean color's chroma to the loss"
     flags.add_number(group, "--picture-weight", default=config.picture_weight, low=0, high=1e6, text=text, metavar="W")
 
     group = parser.add_argument_group("smooth prediction (the mean color under sharpened probabilities)")

@@ -6,6 +6,7 @@ Uses the 500 horses that --holdout 500 leaves out of CIFAR-10's training set, an
 (otherwise the numbers are too good). COLORIZATION_DATA may name CIFAR-10's folder.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -22,7 +23,9 @@ GAINS = (1.0, 1.1, 1.2)
 
 
 def main(argv):
-    net, checkpoint = load_network(Path(argv[0]) if argv else pretrained_path())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=pretrained_path(), help="(default: %(default)s)")
+    net, checkpoint = load_network(parser.parse_args(argv).checkpoint)
     images = ImageSource(holdout=500).validation_images()
     gray, truth = to_gray(images), to_rgb(images)
     logits = predict(net, gray)

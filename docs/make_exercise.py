@@ -34,14 +34,24 @@ PARTS = {  # file and function: what a student is told
 OPTIONAL = {
     "conv": ("models.py MyConv2d.forward", "Part 1.1: Convolve by F.conv2d, with self.spacing between the taps."),
     "quantizer": ("data.py nearest_color", "Part 1.2: Find the nearest palette color of every color."),
-    "evaluation": ("training/evaluation.py evaluate", "Part 1.3: Weight each batch's metrics by its number of images."),
-    "step": ("training/loop.py Trainer.step", "Part 1.4: Augment, forward, loss, backward, optimizers, averages."),
+    "evaluation": (
+        "training/evaluation.py evaluate",
+        "Part 1.3: Weight each batch's metrics by its number of images. "
+        "Without a batch size, take 100 images. Sum over processes by distributed.all_reduce_sum.",
+    ),
+    "step": (
+        "training/loop.py Trainer.step",
+        "Part 1.4: Augment the pixels, then split them. Forward through self.forward, in self.dtype by torch.autocast; "
+        "loss; backward; both optimizers, which reset the gradients (zero_grad would detach them); "
+        "Muon's rate is MUON_RATE times the learning rate; "
+        "self.averages, by averaging_weight(self.adam.steps).",
+    ),
 }
 TASK = """# Colorizing horses
 
 Implement the functions that raise NotImplementedError, part by part, and answer the questions in
-[writeup.md](writeup.md), which have numbers of their own. `color_regression.py` and `data.py`
-{first}; CNN needs part 2, UNet part 3, DUNet and `--colorize` parts 3 and 4. After the set-up below,
+[writeup.md](writeup.md), which have numbers of their own. `color_regression.py` and `data.py` {first};
+CNN needs part 2, UNet part 3, DUNet and `--colorize` parts 3 and 4. After the set-up below,
 `pip install -r requirements-dev.txt` and `python -m pytest --tb=short tests/test_parts.py` show which parts work.
 
 """

@@ -95,5 +95,5 @@ def rarity_weights(true_lab):
 def print_metrics(metrics):
     """Print the means of what measure() returned as a table, a row for each label."""
     values = {label: [both["mean"] for both in row.values()] for label, row in metrics.items()}
-    rows = [[label, *("" if value is None else f"{value:.4g}" for value in row)] for label, row in values.items()]
+    rows = [[label, *("" if value is None else f"{value:#.4g}" for value in row)] for label, row in values.items()]
     print_table(["", *(NAMES.get(name, name) for name in next(iter(metrics.values())))], rows)

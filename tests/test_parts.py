@@ -40,6 +40,8 @@ def check_stages(model):
         assert stage in SIZES, f"{model} should not have a stage {stage}"
         pytest.fail(f"{model}'s {stage} consists of other layers than RegressionCNN's")
     check_shapes(net, f"{model}(3, 32, 24)", expected)
+    ours = not any(type(module) is nn.Conv2d for module in net.modules())
+    assert ours, f"{model} should be built with MyConv2d, not nn.Conv2d"
     net = models.NETWORKS[model](5, 16, 12)  # half the maps, but a gray image and a skip from it stay one map
     halves = {k: (*(n // 2 + n % 2 for n in shape[:2]), *(5 for _ in shape[2:])) for k, shape in expected.items()}
     check_shapes(net, f"{model}(5, 16, 12)", halves)
@@ -47,7 +49,7 @@ def check_stages(model):
         maps = halves.get(f"{name}.0.weight", halves.get(f"{name}.weight"))[1]
         after = getattr(net, name)(torch.zeros(2, maps, before, before)).shape[-1]
         change = f"{before}x{before} into {after}x{after}"
-        assert after == size, f"{name} turns {change} with a 5x5 kernel, but {size}x{size} is expected"
+        assert after == size, f"{model}'s {name} turns {change} with a 5x5 kernel, but {size}x{size} is expected"
 
 
 def check_shapes(net, description, expected):
@@ -57,7 +59,7 @@ def check_shapes(net, description, expected):
         assert found == expected[name], f"{description}: {name} has shape {found}, but {expected[name]} is expected"
 
 
-def check_forward(model):
+def check_forward(model, monkeypatch):
     """Pass an image through a network whose stages only remember what they get; compare that with INPUTS."""
     net, sent, received = nn.Module.__new__(models.NETWORKS[model]), {"the image": torch.rand(2, 1, 32, 32)}, {}
     nn.Module.__init__(net)
@@ -70,28 +72,40 @@ def check_forward(model):
             return sent[name]
 
         setattr(net, name, stage)
+    checked = []
+    monkeypatch.setattr(models, "check_size", checked.append)
     out = net(sent["the image"])
+    assert len(checked) == 1, "check_size should be called once, with the image"
     for name, sources in INPUTS[model].items():
         assert name in received, f"{name} is never called"
         expected, shape = torch.cat([sent[source] for source in sources], 1), tuple(received[name].shape)
         assert shape == expected.shape, f"{name} receives {shape}, but {tuple(expected.shape)} is expected"
-        assert torch.equal(received[name], expected), f"{name} should receive the output of {', then '.join(sources)}"
-    assert out is sent["finalconv"], "finalconv's output should be returned unchanged"
+        same = torch.equal(received[name], expected)
+        assert same, f"{name} should receive the output of {', then '.join(sources)}"
+    same = out is sent["finalconv"]
+    assert same, "finalconv's output should be returned unchanged"
 
 
 def test_convolution():
     """1.1 MyConv2d.forward, 2 points"""
     conv, x = models.MyConv2d(3, 4, 3), torch.rand(2, 3, 8, 8)
-    same = torch.allclose(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1), atol=1e-6)
+    out = conv(x)
+    assert out.shape == (2, 4, 8, 8), f"8x8 pixels become {out.shape[2]}x{out.shape[3]}; padding should keep the size"
+    same = torch.allclose(out, F.conv2d(x, conv.weight, conv.bias, padding=1), atol=1e-6)
     assert same, "the result differs from that of F.conv2d with this weight, bias and padding"
+    same = torch.allclose(conv(x[:, :2], x[:, 2:]), out, atol=1e-6)
+    assert same, "a second argument should give the result of both concatenated, with the bias added once"
+    conv.spacing = 2
+    assert conv(x).shape == (2, 4, 6, 6), "self.spacing should be the distance between the taps"
 
 
 def test_quantizer():
     """1.2 nearest_color, 2 points"""
     palette = np.array([[0.1, 0.2, 0.3], [0.9, 0.8, 0.4], [0.5, 0.1, 0.6]])
-    labels, distances = nearest_color(np.array([[0.1, 0.2, 0.3], [0.5, 0.1, 0.5]]), palette)
+    labels, distances = nearest_color(np.array([[0.1, 0.2, 0.3], [0.6, 0.3, 0.4]]), palette)
     assert labels.tolist() == [0, 2], "a color's label should be the index of the nearest palette color"
-    assert np.allclose(distances, [0, 0.1]), "the distance should be Euclidean"
+    assert np.allclose(distances, [0, 0.3]), "the distance should be Euclidean"
+    assert labels.dtype == np.uint8, f"labels should be uint8, not {labels.dtype}"
 
 
 def test_evaluation():
@@ -99,9 +113,9 @@ def test_evaluation():
     net, dataset = small_dataset(7)
     images, targets = dataset.split(dataset.pixels)
     expected, looked = F.mse_loss(predict(net, to_gray(images)), targets).item(), []
-    for size in (7, 3):
+    for size in (None, 3):
         found = evaluation.evaluate(net, dataset, size, lambda *batch: looked.append(len(batch[0])))["loss"]
-        hint = f"with {size} images per batch, the loss of 7 images is {found:.6f}, but {expected:.6f} is expected"
+        hint = f"with batch_size={size}, the loss of 7 images is {found:.6f}, but {expected:.6f} is expected"
         assert abs(found - expected) < 1e-6, hint
     assert looked == [7, 3, 3, 1], "look should be called once with every batch"
 
@@ -109,20 +123,27 @@ def test_evaluation():
 def test_step(monkeypatch):
     """1.4 Trainer.step, 2 points"""
     trainer, augmented = Trainer(*small_dataset(8), TrainingConfig(augment=("mirror",))), []
-    monkeypatch.setattr(loop, "augment", lambda pixels, transforms: augmented.append(transforms) or pixels)
-    trainer.learning_rate.fill_(0.01)
+    pixels = trainer.dataset.pixels
+    monkeypatch.setattr(loop, "augment", lambda *arguments: augmented.append(arguments) or pixels)
     changing = {"Muon's weights": trainer.muon.vector, "Adam's weights": trainer.adam.vector}
     changing["averaged_model's weights"] = trainer.averages[0][0]
     before = {name: vector.clone() for name, vector in changing.items()}
-    first = trainer.step(trainer.dataset.pixels, scale=0).item()
-    assert augmented == [("mirror",)], "the images should be augmented once, by config.augment"
+    trainer.step(pixels)
+    once = len(augmented) == 1 and augmented[0][0] is pixels and augmented[0][1] == ("mirror",)
+    assert once, "the pixels should be augmented once, by config.augment, before they are split into images and targets"
+    unchanged = all(torch.equal(vector, before[name]) for name, vector in changing.items())
+    assert unchanged, "no weight should change where self.learning_rate is 0"
+    trainer.learning_rate.fill_(0.01)
+    losses = [trainer.step(pixels).item() for _ in range(10)]
     for name, vector in changing.items():
-        assert torch.equal(vector, before[name]), f"{name} change even where scale, the loss's factor, is 0"
-    losses = [trainer.step(trainer.dataset.pixels).item() for _ in range(10)]
-    for name, vector in changing.items():
-        assert not torch.equal(vector, before[name]), f"{name} do not change in ten steps"
-    assert first > 0, "the loss should be returned without scale"
+        same = torch.equal(vector, before[name])
+        assert not same, f"{name} do not change in ten steps"
     assert losses[-1] < losses[0], "ten steps on the same images should lower the loss"
+    trainer = Trainer(*small_dataset(8), TrainingConfig(augment=()))
+    trainer.learning_rate.fill_(0.01)
+    weights = trainer.muon.vector.clone()
+    assert trainer.step(pixels, scale=0) > 0, "the loss should be returned without scale"
+    assert torch.equal(trainer.muon.vector, weights), "no weight should change where scale, the loss's factor, is 0"
 
 
 def test_cnn_stages():
@@ -130,9 +151,9 @@ def test_cnn_stages():
     check_stages("CNN")
 
 
-def test_cnn_forward():
+def test_cnn_forward(monkeypatch):
     """2.2 CNN.forward, 2 points"""
-    check_forward("CNN")
+    check_forward("CNN", monkeypatch)
 
 
 def test_unet_stages():
@@ -142,9 +163,9 @@ def test_unet_stages():
     assert type(probe(3, 2, 2).rfconv[0]) is probe.bottleneck, "rfconv's convolution should be self.bottleneck"
 
 
-def test_unet_forward():
+def test_unet_forward(monkeypatch):
     """3.2 UNet.forward, 6 points"""
-    check_forward("UNet")
+    check_forward("UNet", monkeypatch)
 
 
 def test_dilation():
@@ -171,6 +192,7 @@ def test_shipped_weights():
     wrong = []
     for model, expected in LOSSES.items():
         try:
+            check_stages(model)
             net, checkpoint = load_network(pretrained_path(model))
             labels = torch.cdist(colors, torch.from_numpy(checkpoint.palette)).argmin(1).view(-1, 32, 32)
             loss = F.cross_entropy(predict(net, to_gray(images)), labels).item()

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import math
+import os
 import platform
 import reprlib
 import shlex
@@ -73,6 +74,8 @@ class RunLog:
     def load_state(self):
         """Return a run's (history, trainer's state). Raises UserError if none fits, some exception if it is damaged."""
         path = self.path_for(".state")
+        if not os.path.exists(path):
+            raise UserError(f"{path}: not found, so there is no run to resume; leave --resume out, or check --out-dir")
         content = read_torch_file(path, "training state")
         if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
             raise UserError(f"{path}: not a training state of this version; train without --resume")
@@ -164,6 +167,7 @@ def run_validation(net, checkpoint, source, out_dir, temperature=TEMPERATURE, js
     if json_path:
         mean = subsample(source.training_images()).mean((0, 2, 3), dtype=torch.float32) / 256
         rows["mean training color, over the gray"] = apply_chroma(mean.view(1, 3, 1, 1), gray)
+    rows["truth"] = rows.pop("truth")  # last
     pictures = measure(rows, rows["truth"], perceptual=bool(json_path))
     print_metrics(pictures)
     if json_path:

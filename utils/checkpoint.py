@@ -108,7 +108,8 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
         for name, value in {"model": model, "kernel": kernel, "num_filters": num_filters}.items():
             if value is not None and getattr(checkpoint, name) != value:
                 difference = f"{name.replace('num_', 'number of ')} is {getattr(checkpoint, name)}, not {value}"
-                raise UserError(f"{path}: its {difference}; leave that flag out, or name another file")
+                hint = "use colorization.py" if value == "RegressionCNN" else "leave that flag out"
+                raise UserError(f"{path}: its {difference}; {hint}, or name another file")
         mine = np.zeros(0) if checkpoint.palette is None else checkpoint.palette
         if palette is not None and (mine.shape != palette.shape or not np.allclose(mine, palette, rtol=0, atol=1e-6)):
             hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
