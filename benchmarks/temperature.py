@@ -24,7 +24,8 @@ GAINS = (1.0, 1.1, 1.2)
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, nargs="?", default=pretrained_path(), help="(default: %(default)s)")
+    text = "file of the network (default: the shipped UNet)"
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=pretrained_path(), metavar="CHECKPOINT", help=text)
     net, checkpoint = load_network(parser.parse_args(argv).checkpoint)
     images = ImageSource(holdout=500).validation_images()
     gray, truth = to_gray(images), to_rgb(images)

@@ -42,9 +42,8 @@ OPTIONAL = {
     "step": (
         "training/loop.py Trainer.step",
         "Part 1.4: Augment the pixels, then split them. Forward through self.forward, in self.dtype by torch.autocast; "
-        "loss; backward; both optimizers, which reset the gradients (zero_grad would detach them); "
-        "Muon's rate is MUON_RATE times the learning rate; "
-        "self.averages, by averaging_weight(self.adam.steps).",
+        "loss; backward; both optimizers, which reset the gradients (zero_grad would detach them); Muon's rate is "
+        "MUON_RATE times the learning rate; self.averages, by averaging_weight(self.adam.steps).",
     ),
 }
 TASK = """# Colorizing horses

@@ -124,26 +124,25 @@ def test_step(monkeypatch):
     """1.4 Trainer.step, 2 points"""
     trainer, augmented = Trainer(*small_dataset(8), TrainingConfig(augment=("mirror",))), []
     pixels = trainer.dataset.pixels
-    monkeypatch.setattr(loop, "augment", lambda *arguments: augmented.append(arguments) or pixels)
+    monkeypatch.setattr(loop, "augment", lambda pixels, transforms: augmented.append((pixels, transforms)) or pixels)
     changing = {"Muon's weights": trainer.muon.vector, "Adam's weights": trainer.adam.vector}
     changing["averaged_model's weights"] = trainer.averages[0][0]
     before = {name: vector.clone() for name, vector in changing.items()}
-    trainer.step(pixels)
-    once = len(augmented) == 1 and augmented[0][0] is pixels and augmented[0][1] == ("mirror",)
-    assert once, "the pixels should be augmented once, by config.augment, before they are split into images and targets"
-    unchanged = all(torch.equal(vector, before[name]) for name, vector in changing.items())
-    assert unchanged, "no weight should change where self.learning_rate is 0"
+    for learning_rate, scale, factor in ((0.01, 0, "scale, the loss's factor,"), (0, 1, "self.learning_rate")):
+        trainer.learning_rate.fill_(learning_rate)
+        loss = trainer.step(pixels, scale)
+        once = len(augmented) == 1 and augmented[0][0] is pixels and augmented[0][1] == ("mirror",)
+        assert once, "the pixels should be augmented once, by config.augment, before they are split"
+        assert loss > 0, "the loss should be returned without scale"
+        unchanged = all(torch.equal(vector, before[name]) for name, vector in changing.items())
+        assert unchanged, f"no weight should change where {factor} is 0"
+        augmented.clear()
     trainer.learning_rate.fill_(0.01)
     losses = [trainer.step(pixels).item() for _ in range(10)]
     for name, vector in changing.items():
         same = torch.equal(vector, before[name])
         assert not same, f"{name} do not change in ten steps"
     assert losses[-1] < losses[0], "ten steps on the same images should lower the loss"
-    trainer = Trainer(*small_dataset(8), TrainingConfig(augment=()))
-    trainer.learning_rate.fill_(0.01)
-    weights = trainer.muon.vector.clone()
-    assert trainer.step(pixels, scale=0) > 0, "the loss should be returned without scale"
-    assert torch.equal(trainer.muon.vector, weights), "no weight should change where scale, the loss's factor, is 0"
 
 
 def test_cnn_stages():

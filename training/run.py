@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import math
-import os
 import platform
 import reprlib
 import shlex
@@ -74,9 +73,7 @@ class RunLog:
     def load_state(self):
         """Return a run's (history, trainer's state). Raises UserError if none fits, some exception if it is damaged."""
         path = self.path_for(".state")
-        if not os.path.exists(path):
-            raise UserError(f"{path}: not found, so there is no run to resume; leave --resume out, or check --out-dir")
-        content = read_torch_file(path, "training state")
+        content = read_torch_file(path, "training state", "check --out-dir, or train without --resume")
         if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
             raise UserError(f"{path}: not a training state of this version; train without --resume")
         for name, value in self.settings.items():

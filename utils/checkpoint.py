@@ -62,9 +62,9 @@ def write_torch_file(path, content):
         file.write(buffer.getbuffer())
 
 
-def read_torch_file(path, kind):
-    """Load a file of plain containers of tensors, and nothing else. The UserError calls the file a `kind`."""
-    with reading(path, kind, ADVICE), warnings.catch_warnings(action="ignore"):
+def read_torch_file(path, kind, advice=ADVICE):
+    """Load a file of plain containers of tensors, and nothing else. The arguments are those of reading()."""
+    with reading(path, kind, advice), warnings.catch_warnings(action="ignore"):
         return torch.load(check_torch_file(Path(path).read_bytes()), map_location="cpu", weights_only=True)
 
 
@@ -108,8 +108,7 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
         for name, value in {"model": model, "kernel": kernel, "num_filters": num_filters}.items():
             if value is not None and getattr(checkpoint, name) != value:
                 difference = f"{name.replace('num_', 'number of ')} is {getattr(checkpoint, name)}, not {value}"
-                hint = "use colorization.py" if value == "RegressionCNN" else "leave that flag out"
-                raise UserError(f"{path}: its {difference}; {hint}, or name another file")
+                raise UserError(f"{path}: its {difference}; name another file, or the script and flags that fit it")
         mine = np.zeros(0) if checkpoint.palette is None else checkpoint.palette
         if palette is not None and (mine.shape != palette.shape or not np.allclose(mine, palette, rtol=0, atol=1e-6)):
             hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
