@@ -6,27 +6,30 @@ python activations.py 3 --checkpoint outputs/cnn_k3_f32.pkl         feature maps
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from data import ImageDataset, ImageSource, palette_for, to_gray
-from models import FILE_STEMS, NETWORKS, load_network, pretrained_path, stage_outputs
-from pictures.decoding import comparison_rows
-from pictures.plots import save_feature_maps, save_image_grid
+from models import NETWORKS, stage_outputs
+from pictures.plots import save_feature_maps
 from sources.cifar10 import CLASSES
 from sources.image_files import load_square
-from utils.console import UserError, run
+from training.evaluation import draw_samples
+from utils.checkpoint import load_network, pretrained_path
+from utils.console import UserError, run_script
 from utils.distributed import choose_device
 from utils.files import check_targets
-from utils.flags import add_image_flags, add_network_flags, add_output_flags, reject_flags
+from utils.flags import add_image_flags, add_network_flags, add_output_flags, reject_unused_flags
 
 
-def is_number(name):
+def is_number(name: str) -> bool:
     """Return whether a string is an integer."""
     return name.removeprefix("-").isdecimal()
 
 
-def load_image(name, source):
+def load_image(name: str, source: ImageSource) -> tuple[Tensor, str]:
     """Return (an image, uint8 (1, 3, 32, 32), its name), given the index of a test image or an image file."""
     if not is_number(name):
         return load_square(name)[None], Path(name).stem
@@ -36,28 +39,28 @@ def load_image(name, source):
     return images[number, None], name
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", metavar="N|FILE", help="index of a test image, counted from 0, or an image file")
     add_network_flags(parser, "file to load (default: the shipped weights)", NETWORKS)
-    add_image_flags(parser, ImageSource(), CLASSES)
+    add_image_flags(parser, asdict(ImageSource()), CLASSES)
     add_output_flags(parser)
     args = parser.parse_args(argv)
     if not is_number(args.image) and not (args.colors or "").isdecimal():
-        reject_flags(parser, args, "an image file", ["data", "category"])
+        reject_unused_flags(parser, args, "an image file")
 
     device, source = choose_device(args.device), ImageSource(args.data, args.category)
     palette = palette_for(args.colors, source) if args.colors else None
-    network = {"model": args.model, "kernel": args.kernel, "num_filters": args.num_filters}
-    net, checkpoint = load_network(args.checkpoint or pretrained_path(**network), **network, palette=palette)
+    path = args.checkpoint or pretrained_path(args.model, args.kernel, args.num_filters)
+    net, checkpoint = load_network(path, args.model, args.kernel, args.num_filters, palette)
     image, name = load_image(args.image, replace(source, working_size=checkpoint.working_size))
     outputs = stage_outputs(net.to(device), to_gray(image))  # name -> (1, C, H, W)
 
-    folder = args.out_dir / f"activations_{FILE_STEMS[checkpoint.model]}_{name}"
-    check_targets([folder / "0_image.png"], [args.image, source.path])
-    targets = ImageDataset(image, checkpoint.palette, device).targets(image)
-    rows = comparison_rows(image, targets, outputs["finalconv"].cpu(), checkpoint.palette)
-    save_image_grid(folder / "0_image.png", f"{checkpoint.model}, image {name}", rows)
+    _, stem = NETWORKS[checkpoint.model]
+    folder = args.out_dir / f"activations_{stem}_{name}"
+    check_targets([folder / "0_image.png"], [Path(args.image), source.path])
+    dataset = ImageDataset(image, checkpoint.palette, device)
+    draw_samples(folder / "0_image.png", f"{checkpoint.model}, image {name}", net, dataset)
     for number, (stage, (maps,)) in enumerate(outputs.items(), 1):
         size = "{} maps of {}x{}".format(*maps.shape)
         title = f"{checkpoint.model}, {stage}: {size}, each scaled to its own range, which is printed above it"
@@ -66,4 +69,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -11,82 +11,117 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from data import ImageSource, palette_file, palette_for
-from models import CLASSIFIERS, load_network, new_network, pretrained_path
+from models import CLASSIFIERS, Network
 from pictures.colorize import colorize_files
+from pictures.decoding import TEMPERATURE
 from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
-from training.loop import TrainingConfig
-from training.run import run_training, run_validation
+from training.evaluation import run_validation
+from training.log import RunLog, run_settings
+from training.loop import Trainer, TrainingConfig, run_training
 from utils import distributed, flags
-from utils.checkpoint import COLORS, WORKING_SIZE
-from utils.console import UserError, run
+from utils.checkpoint import COLORS, WORKING_SIZE, Checkpoint, load_network, new_network, pretrained_path
+from utils.console import UserError, run_script
 from utils.files import check_writable
 
 
-def parse(argv):
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     text = "color these image files, and all images in these folders; write the results to --out-dir"
     flags.add_action_flags(parser).add_argument("--colorize", nargs="+", type=Path, metavar="PATH", help=text)
     weights = "file to save; with --valid or --colorize: file to load (default: the shipped weights)"
     flags.add_network_flags(parser, weights, CLASSIFIERS)
-    config = TrainingConfig()
-    flags.add_training_flags(parser, config, ImageSource(), CLASSES, AUGMENTATIONS)
+    defaults = asdict(ImageSource()) | asdict(TrainingConfig())
+    flags.add_training_flags(parser, defaults, CLASSES, AUGMENTATIONS)
 
     group = parser.add_argument_group("loss")
     group.add_argument("--rebalance", action="store_true", help="give rare colors more weight (Zhang et al. 2016)")
     text = "add W times the squared error of the mean color's chroma to the loss"
-    flags.add_number(group, "--picture-weight", default=config.picture_weight, low=0, high=1e6, text=text, metavar="W")
+    flags.add_number(group, "--picture-weight", default=0.0, low=0, high=1e6, text=text, metavar="W")
 
     group = parser.add_argument_group("smooth prediction (the mean color under sharpened probabilities)")
     text = f"longer side of the copies of a photograph that the network sees, approximately ({WORKING_SIZE} pixels)"
     flags.add_number(group, "--working-size", low=4, high=512, text=text)
     text = "temperature of the softmax: lower values give bolder colors, higher values paler ones"
-    flags.add_number(group, "--temperature", default=config.temperature, low=0.01, high=100, text=text, metavar="T")
+    flags.add_number(group, "--temperature", default=TEMPERATURE, low=0.01, high=100, text=text, metavar="T")
     args = parser.parse_args(argv)
-    if args.colorize or args.valid:
-        mode, useless = ("--colorize", ["valid", "json"]) if args.colorize else ("--valid", [])
-        flags.reject_flags(parser, args, mode, [*flags.TRAINING_FLAGS, *useless])
-        if not (args.colors or "").isdecimal():
-            useless = ["data", "category", "holdout", "seed"] if args.colorize else ["seed"]
-            flags.reject_flags(parser, args, f"{mode} without --colors K", useless)
-    else:
-        flags.reject_flags(parser, args, "training", ["json"])
+    mode = "--colorize" if args.colorize else "--valid" if args.valid else "training"
+    flags.reject_unused_flags(parser, args, mode)
+    if mode != "training" and not (args.colors or "").isdecimal():
+        flags.reject_unused_flags(parser, args, f"{mode} without --colors K")
     return args
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     args = parse(argv)
-    trains = not args.colorize and not args.valid
-    device = distributed.setup(args.device, several=trains)
-    source = ImageSource(args.data, args.category, args.holdout)
-    photographs = bool(args.colorize) or source.is_album
-    if args.working_size and not photographs:
-        raise UserError(f"--working-size has no effect with --data {args.data}; remove it")
-    network = {"model": args.model, "kernel": args.kernel, "num_filters": args.num_filters}
-    named = args.start_from if trains else args.checkpoint
-    file = named if trains or named else pretrained_path(**network, photographs=photographs)
-    is_new = trains and not file
-    colors = args.colors or (str(COLORS) if is_new else None)
-    network["palette"] = palette_for(colors, source, args.seed) if colors else None
-    net, checkpoint = new_network(**network, seed=args.seed) if is_new else load_network(file, **network)
-    if checkpoint.palette is None:
-        raise UserError(f"{file}: a {checkpoint.model} predicts RGB, not palette colors; use color_regression.py")
-    working_size = args.working_size or checkpoint.working_size
-    checkpoint, source = replace(checkpoint, working_size=working_size), replace(source, working_size=working_size)
-    net.to(device)
-    inputs = file, palette_file(colors, source) if colors else None
-    if trains:
-        config = TrainingConfig(**{name: getattr(args, name) for name in asdict(TrainingConfig())})
-        files = {"path": args.checkpoint, "start_from": args.start_from, "inputs": inputs}
-        run_training(net, checkpoint, source, config, args.out_dir, **files, resume=args.resume, plot=args.plot)
+    if args.colorize:
+        colorize(args)
     elif args.valid:
-        run_validation(net, checkpoint, source, args.out_dir, args.temperature, args.json, inputs)
+        validate(args)
     else:
-        check_writable(args.out_dir / "before_and_after.png")
-        print(checkpoint)
-        colorize_files(args.colorize, args.out_dir, net, checkpoint.palette, working_size, args.temperature)
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    device = distributed.setup(args.device)
+    source = image_source(args)
+    if args.start_from:
+        net, checkpoint = load(args, args.start_from, source)
+    else:
+        palette = palette_for(args.colors or str(COLORS), source, args.seed)
+        net, checkpoint = new_network(palette, args.model, args.kernel, args.num_filters, args.seed)
+    checkpoint = replace(checkpoint, data=str(source), working_size=args.working_size or checkpoint.working_size)
+    source = replace(source, working_size=checkpoint.working_size)
+    train_set = source.training_set(checkpoint.palette, device)
+    valid_set = source.validation_set(checkpoint.palette, device)
+    config = TrainingConfig(**{name: getattr(args, name) for name in asdict(TrainingConfig())})
+    trainer = Trainer(net.to(device), train_set, config)
+    settings = run_settings(checkpoint, source, args.start_from) | trainer.settings()
+    inputs = args.start_from, source.path, palette_file(args.colors, source)
+    log = RunLog(checkpoint, settings, args.out_dir, args.checkpoint, inputs)
+    run_training(trainer, valid_set, log, args.resume, args.plot)
     distributed.cleanup()
 
 
+def validate(args: argparse.Namespace) -> None:
+    device = distributed.setup(args.device, several=False)
+    source = image_source(args)
+    path = args.checkpoint or pretrained_path(args.model, args.kernel, args.num_filters, photographs=source.is_album)
+    net, checkpoint = load(args, path, source)
+    source = replace(source, working_size=checkpoint.working_size)
+    inputs = path, palette_file(args.colors, source)
+    run_validation(net.to(device), checkpoint, source, args.out_dir, args.temperature, args.json, inputs)
+
+
+def colorize(args: argparse.Namespace) -> None:
+    device = distributed.setup(args.device, several=False)
+    check_writable(args.out_dir / "before_and_after.png")
+    path = args.checkpoint or pretrained_path(args.model, args.kernel, args.num_filters, photographs=True)
+    net, checkpoint = load(args, path, ImageSource(args.data, args.category, args.holdout))
+    print(checkpoint)
+    size = args.working_size or checkpoint.working_size
+    colorize_files(args.colorize, args.out_dir, net.to(device), checkpoint.palette, size, args.temperature)
+
+
+def image_source(args: argparse.Namespace) -> ImageSource:
+    """Return the source of the images that the flags name. Raises UserError if --working-size has no effect on it."""
+    source = ImageSource(args.data, args.category, args.holdout)
+    if args.working_size and not source.is_album:
+        raise UserError(f"--working-size has no effect with --data {args.data}; remove it")
+    return replace(source, working_size=args.working_size or source.working_size)
+
+
+def load(args: argparse.Namespace, path: Path, source: ImageSource) -> tuple[Network, Checkpoint]:
+    """Return the network of a file, and its Checkpoint. Raises UserError unless they fit the flags and it classifies.
+
+    The source is that of the images which a palette of --colors K is fitted to.
+    """
+    palette = palette_for(args.colors, source, args.seed) if args.colors else None
+    net, checkpoint = load_network(path, args.model, args.kernel, args.num_filters, palette)
+    if not checkpoint.is_classifier:
+        raise UserError(f"{path}: a {checkpoint.model} predicts RGB, not palette colors; use color_regression.py")
+    return net, checkpoint
+
+
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

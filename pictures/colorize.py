@@ -8,15 +8,17 @@ import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 from tqdm import tqdm
 
 from data import to_gray, to_rgb
-from models import STRIDE, predict
+from models import Network, predict
 from pictures.decoding import TEMPERATURE, apply_chroma, decode_annealed_mean
 from pictures.plots import save_image_grid
 from sources.image_files import list_image_files, read_image, to_tensor
@@ -32,38 +34,40 @@ SHEET = 6  # images on before_and_after.png
 THUMBNAIL = 320  # longer side of each of them, in pixels
 
 
-def small_gray(image, longer_side):
-    """Return the gray of a copy of an RGB image, (1, 1, h, w), whose sides are multiples of STRIDE."""
+def small_gray(image: Image.Image, longer_side: float, multiple: int) -> Tensor:
+    """Return the gray of a copy of an RGB image, (1, 1, h, w), whose sides are multiples of a number."""
     scale = min(1, longer_side / max(image.size))
-    size = [max(STRIDE, STRIDE * round(side * scale / STRIDE)) for side in image.size]
+    size = [max(multiple, multiple * round(side * scale / multiple)) for side in image.size]
     return to_gray(to_tensor(image.resize(size, Image.Resampling.BOX, reducing_gap=2)))
 
 
-def predict_chroma(net, palette, image, working_size, temperature=TEMPERATURE):
+def predict_chroma(
+    net: Network, palette: np.ndarray, image: Image.Image, working_size: int, temperature: float = TEMPERATURE
+) -> tuple[Tensor, Tensor]:
     """Return the chroma that a network predicts for an RGB image, and the gray (1, 1, h, w) that it saw.
 
     The chroma is the colors minus their mean, (1, 3, h, w), averaged over copies of COPY_SCALES times `working_size`
     pixels on the longer side, each also mirrored; (h, w) is the size of the last.
     """
 
-    def colors(gray):
+    def colors(gray: Tensor) -> Tensor:
         return decode_annealed_mean(predict(net, gray).cpu(), palette, gray, temperature, CHROMA_GAIN)
 
     predictions = []
     for scale in COPY_SCALES:
-        gray = small_gray(image, scale * working_size)
+        gray = small_gray(image, scale * working_size, net.size_multiple)
         predictions.append(colors(gray) + colors(gray.flip(3)).flip(3))  # (1, 3, h, w)
     mean = sum(interpolate(each, gray.shape[2:], mode="bicubic") for each in predictions) / (2 * len(COPY_SCALES))
     return mean - mean.mean(1, keepdim=True), gray
 
 
-def fit_to_gray(chroma, gray):
+def fit_to_gray(chroma: Tensor, gray: Tensor) -> tuple[Tensor, Tensor]:
     """Fit chroma (1, 3, h, w) around every pixel as slope * gray + offset; return both, (1, 3, h, w).
 
     The coefficients of the guided filter (He et al. 2013, equations 5, 6 and 8).
     """
 
-    def mean(x):  # over the window around each pixel
+    def mean(x: Tensor) -> Tensor:  # over the window around each pixel
         return avg_pool2d(pad(x, [RADIUS] * 4, mode="replicate"), 2 * RADIUS + 1, stride=1)
 
     covariance = mean(gray * chroma) - mean(gray) * mean(chroma)
@@ -71,7 +75,7 @@ def fit_to_gray(chroma, gray):
     return mean(slope), mean(mean(chroma) - slope * mean(gray))
 
 
-def colorize_full_size(chroma, gray, image):
+def colorize_full_size(chroma: Tensor, gray: Tensor, image: Image.Image) -> Image.Image:
     """Return an RGB image colored with the chroma (1, 3, h, w) of its small copy, whose gray is (1, 1, h, w)."""
     width, height = image.size
     # of red and green alone, since the three sum to zero
@@ -79,7 +83,7 @@ def colorize_full_size(chroma, gray, image):
     scale = gray.shape[2] / height
     colored = np.empty((height, width, 3), np.uint8)
 
-    def color_rows(top, bottom):
+    def color_rows(top: int, bottom: int) -> None:
         full_gray = to_gray(to_tensor(image.crop((0, top, width, bottom))))
         box = (0, top * scale, gray.shape[3], bottom * scale)
         size = width, bottom - top
@@ -97,7 +101,7 @@ def colorize_full_size(chroma, gray, image):
     return Image.fromarray(colored)
 
 
-def kept_metadata(info):
+def kept_metadata(info: dict) -> dict:
     """Return what a colored image keeps of its source's `info`, as arguments of Image.save(), without the thumbnail."""
     kept = {}
     if all(1 <= value < 1 << 16 for value in info.get("dpi", [0])):  # what a JPEG can store; NaN in a broken TIFF
@@ -113,7 +117,7 @@ def kept_metadata(info):
     return kept
 
 
-def save_image(folder, source, image, alpha, info):
+def save_image(folder: Path, source: Path, image: Image.Image, alpha: Image.Image | None, info: dict) -> Path:
     """Write a colored image under a new name, as JPEG if its source is one without transparency, else as PNG."""
     as_jpeg = source.suffix.lower() in (".jpg", ".jpeg") and alpha is None
     settings = {"format": "JPEG", "quality": 93} if as_jpeg else {"format": "PNG", "compress_level": 1}
@@ -125,20 +129,27 @@ def save_image(folder, source, image, alpha, info):
     return unique
 
 
-def thumbnail(image):
+def thumbnail(image: Image.Image) -> Tensor:
     """Return a small copy of an image as a tensor (3, h, w) in 0..1."""
     image = image.convert("RGB")  # a copy
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return to_rgb(to_tensor(image))[0]
 
 
-def is_result(file, folder):
+def is_result(file: Path, folder: Path) -> bool:
     """Return whether a file in `folder`, which may lie inside a folder to color, is an earlier result."""
     named = re.fullmatch(r".*_colored(_\d+)?|before_and_after(_\d+)?", file.stem)
     return bool(named) and file.parent.resolve() == folder.resolve()
 
 
-def colorize_files(paths, folder, net, palette, working_size, temperature=TEMPERATURE):
+def colorize_files(
+    paths: list[Path],
+    folder: Path,
+    net: Network,
+    palette: np.ndarray,
+    working_size: int,
+    temperature: float = TEMPERATURE,
+) -> None:
     """Color image files, and the images in folders, into `folder`; add a sheet of the first six.
 
     Files that cannot be read are reported and skipped; a UserError at the end says how many.

@@ -1,6 +1,8 @@
 """From logits of palette colors to pictures: RGB (N, 3, H, W), float32 in 0..1."""
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from data import to_gray, to_rgb
@@ -9,17 +11,17 @@ TEMPERATURE = 0.6
 CHROMA_GAIN = 1.1  # the mean of probable colors is paler than the truth
 
 
-def palette_tensor(palette, device):
+def palette_tensor(palette: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """Return a palette (K, 3) as float32 on a device."""
     return torch.as_tensor(palette, dtype=torch.float32, device=device)
 
 
-def labels_to_rgb(labels, palette):
+def labels_to_rgb(labels: Tensor, palette: np.ndarray | Tensor) -> Tensor:
     """Turn labels (N, H, W) into pictures (N, 3, H, W) of the colors of a palette (K, 3)."""
     return palette_tensor(palette, labels.device)[labels.int()].permute(0, 3, 1, 2)
 
 
-def annealed_mean(logits, palette, temperature):
+def annealed_mean(logits: Tensor, palette: np.ndarray | Tensor, temperature: float) -> Tensor:
     """Return the mean palette color under sharpened probabilities (Zhang et al. 2016, equation 5).
 
     As the temperature goes to 0 it approaches the most probable color; at 1 it is the expectation.
@@ -29,7 +31,13 @@ def annealed_mean(logits, palette, temperature):
     return probabilities @ palette_tensor(palette, logits.device)
 
 
-def decode_annealed_mean(logits, palette, gray, temperature=TEMPERATURE, gain=CHROMA_GAIN):
+def decode_annealed_mean(
+    logits: Tensor,
+    palette: np.ndarray | Tensor,
+    gray: Tensor,
+    temperature: float = TEMPERATURE,
+    gain: float = CHROMA_GAIN,
+) -> Tensor:
     """Add the annealed mean's chroma to gray (N, 1, H, W): (N, K, H, W), (K, 3) -> (N, 3, H, W).
 
     The chroma is averaged over 3x3 pixels with weights 1-2-1 in each direction, since the network chooses every pixel's
@@ -41,7 +49,7 @@ def decode_annealed_mean(logits, palette, gray, temperature=TEMPERATURE, gain=CH
     return apply_chroma(colors, gray, gain)
 
 
-def apply_chroma(colors, gray, gain=1.0):
+def apply_chroma(colors: Tensor, gray: Tensor, gain: float = 1.0) -> Tensor:
     """Add `gain` times the chroma of colors (N, 3, H, W), their difference from their own mean, to gray (N, 1, H, W).
 
     All values are in 0..1, and the mean of R, G and B remains the gray. Where a value would leave 0..1, all three
@@ -53,7 +61,7 @@ def apply_chroma(colors, gray, gain=1.0):
     return gray + scale * chroma
 
 
-def chroma_error(logits, palette, images, temperature):
+def chroma_error(logits: Tensor, palette: Tensor, images: Tensor, temperature: float) -> Tensor:
     """Return the mean squared error of the annealed mean's chroma, over RGB in [0, 1), as a loss.
 
     (N, K, H, W), (K, 3) and uint8 images (N, 3, H, W) -> (). The chroma is taken before decode_annealed_mean() averages
@@ -63,7 +71,9 @@ def chroma_error(logits, palette, images, temperature):
     return (errors - errors.mean(3, keepdim=True)).square().mean()
 
 
-def comparison_rows(images, targets, outputs, palette, temperature=TEMPERATURE):
+def comparison_rows(
+    images: Tensor, targets: Tensor, outputs: Tensor, palette: np.ndarray | None, temperature: float = TEMPERATURE
+) -> dict[str, Tensor]:
     """Return labeled rows of pictures of uint8 images: the network's input, its prediction, the truth.
 
     `targets` are labels (N, H, W) and `outputs` logits (N, K, H, W); without a palette both are RGB (N, 3, H, W).

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from utils.console import print_table
 
@@ -10,7 +11,7 @@ WIDEST_DISTANCE = 150  # in ab, the largest distance of the curve in Zhang et al
 BIN = 10  # width of a color bin in ab
 
 
-def colorfulness(pictures):
+def colorfulness(pictures: Tensor) -> Tensor:
     """Return the colorfulness M of each picture, (N,), for values in 0..255 (Hasler and Süsstrunk 2003, section 7)."""
     red, green, blue = (255 * pictures).flatten(2).unbind(1)  # (N, H·W) each
     opponents = torch.stack([red - green, (red + green) / 2 - blue])  # signed
@@ -18,7 +19,7 @@ def colorfulness(pictures):
     return spread.norm(dim=0) + 0.3 * mean.norm(dim=0)
 
 
-def measure(pictures, truth, perceptual=False):
+def measure(pictures: dict[str, Tensor], truth: Tensor, perceptual: bool = False) -> dict[str, dict]:
     """Return metrics of labeled pictures, {label: {metric: {"mean": number, "per_image": [number]}}}.
 
     The mean PSNR is computed from the mean squared error over all pixels; the other means are over
@@ -42,25 +43,27 @@ def measure(pictures, truth, perceptual=False):
     return result
 
 
-def mean_and_per_image(values):
+def mean_and_per_image(values: Tensor | np.ndarray) -> dict:
     """Return the mean of an array's or tensor's values, and the values."""
     return {"mean": values.mean(), "per_image": values}
 
 
-def to_json(values):
+def to_json(values: Tensor | np.ndarray) -> float | list | None:
     """Return values as a number or a list, rounded to six decimals; values that are not finite become None."""
     values = np.asarray(values, np.float64).round(6)
     return np.where(np.isfinite(values), values, None).tolist()
 
 
-def lab(pictures):
+def lab(pictures: Tensor) -> np.ndarray:
     """Return pictures in CIE Lab, an array (N, H, W, 3)."""
     from skimage.color import rgb2lab  # scikit-image takes a second to import
 
     return rgb2lab(pictures.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def perceptual_metrics(picture, picture_lab, truth, true_lab, weights):
+def perceptual_metrics(
+    picture: Tensor, picture_lab: np.ndarray, truth: Tensor, true_lab: np.ndarray, weights: np.ndarray
+) -> dict[str, dict]:
     """Return the metrics that need scikit-image, of one row of pictures."""
     from skimage.color import deltaE_ciede2000
     from skimage.metrics import structural_similarity
@@ -78,7 +81,7 @@ def perceptual_metrics(picture, picture_lab, truth, true_lab, weights):
     }
 
 
-def rarity_weights(true_lab):
+def rarity_weights(true_lab: np.ndarray) -> np.ndarray:
     """Return a weight for every pixel, (N, H, W), larger where its true color is rarer in ab.
 
     The inverse of its bin's frequency, smoothed by a Gaussian of 5 units (Zhang et al. 2016, equation 4, λ = 0).
@@ -92,7 +95,7 @@ def rarity_weights(true_lab):
     return 1 / shares[bins[..., 0], bins[..., 1]]
 
 
-def print_metrics(metrics):
+def print_metrics(metrics: dict[str, dict]) -> None:
     """Print the means of what measure() returned as a table, a row for each label."""
     values = {label: [both["mean"] for both in row.values()] for label, row in metrics.items()}
     rows = [[label, *("" if value is None else f"{value:#.4g}" for value in row)] for label, row in values.items()]

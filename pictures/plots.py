@@ -2,26 +2,33 @@
 
 import math
 import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from utils.files import atomic_write
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def new_figure(**settings):
+
+def new_figure(**settings: Any) -> "Figure":
     """Return an empty figure. Importing matplotlib takes half a second, so it happens here, not at start-up."""
     from matplotlib.figure import Figure
 
     return Figure(**settings)
 
 
-def save(figure, path):
+def save(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, atomically."""
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=100, bbox_inches="tight", facecolor="white")
 
 
-def save_image_grid(path, title, rows):
+def save_image_grid(path: Path, title: str, rows: Mapping[str, Sequence[Tensor] | Tensor]) -> None:
     """Write labeled rows of images: `rows` maps a label to images (3, H, W) or (1, H, W), tensors in 0..1."""
     tall, wide = np.max([image.shape[1:] for images in rows.values() for image in images], axis=0)
     gap, columns = math.ceil(max(tall, wide) / 32), max(len(images) for images in rows.values())
@@ -45,7 +52,7 @@ def save_image_grid(path, title, rows):
     save(figure, path)
 
 
-def save_curve(path, title, history):
+def save_curve(path: Path, title: str, history: list[dict]) -> None:
     """Plot the losses and, if present, the validation accuracy against the epoch."""
     epochs = [row["epoch"] for row in history]
     names = [name.removeprefix("valid_") for name in history[0] if name.startswith("valid_")]
@@ -63,7 +70,7 @@ def save_curve(path, title, history):
     save(figure, path)
 
 
-def save_feature_maps(path, title, maps):
+def save_feature_maps(path: Path, title: str, maps: Tensor) -> None:
     """Write one sheet of feature maps (C, H, W), each scaled to its own range, from dark to light."""
     count, height, width = maps.shape
     columns = min(8, count)

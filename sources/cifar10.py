@@ -13,7 +13,7 @@ import torch
 
 from utils.console import UserError
 from utils.distributed import local_rank0_first
-from utils.files import reading
+from utils.files import report_read_errors
 from utils.unpickling import unpickle
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -27,12 +27,12 @@ TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
 TEST_FILES = ["test_batch"]
 
 
-def contains_cifar10(data_dir):
+def contains_cifar10(data_dir: str | Path) -> bool:
     """Return whether a folder contains CIFAR-10's batches or its archive."""
     return os.path.isdir(Path(data_dir) / FOLDER) or os.path.exists(Path(data_dir) / ARCHIVE)
 
 
-def load_cifar10(data_dir, categories, train):
+def load_cifar10(data_dir: Path, categories: list[str], train: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return CIFAR-10's training or test images of these classes, downloaded if needed. Raises UserError.
 
     uint8 (N, 3, 32, 32) in the order of the files, and labels int64 (N,), indices into CLASSES.
@@ -49,9 +49,9 @@ def load_cifar10(data_dir, categories, train):
     return torch.from_numpy(images).view(-1, 3, SIZE, SIZE), torch.from_numpy(labels)
 
 
-def read_batch(path):
+def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return a batch file's images, uint8 (10000, 3072), and labels, (10000,). Raises UserError unless it has those."""
-    with reading(path, "batch of CIFAR-10", f"delete {path.parent} to download it again"), open(path, "rb") as file:
+    with report_read_errors(path, "batch of CIFAR-10", f"delete {path.parent} to download it again"), open(path, "rb") as file:
         batch = unpickle(file)
         images, labels = batch[b"data"].array, batch[b"labels"]
         if images.shape != (ROWS, 3 * SIZE * SIZE) or images.dtype != np.uint8:
@@ -61,7 +61,7 @@ def read_batch(path):
         return images, np.array(labels)
 
 
-def batches_folder(data_dir):
+def batches_folder(data_dir: Path) -> Path:
     """Return the folder of CIFAR-10's batches, after downloading and unpacking the archive if needed."""
     folder, archive = Path(data_dir) / FOLDER, Path(data_dir) / ARCHIVE
     if not os.path.isdir(folder):
@@ -71,7 +71,7 @@ def batches_folder(data_dir):
     return folder
 
 
-def download(url, path, sha256):
+def download(url: str, path: Path, sha256: str) -> None:
     """Download `url` to `path`, which appears only if the content has this SHA-256. Raises UserError."""
     timeout = socket.getdefaulttimeout()
     try:
@@ -86,10 +86,10 @@ def download(url, path, sha256):
         socket.setdefaulttimeout(timeout)
 
 
-def unpack(archive, folder, sha256):
+def unpack(archive: Path, folder: Path, sha256: str) -> None:
     """Unpack only the batches of CIFAR-10's archive into `folder`, which appears when complete. Raises UserError."""
     names = [f"{FOLDER}/{name}" for name in TRAIN_FILES + TEST_FILES]
-    with reading(archive, "copy of CIFAR-10's archive", "free some disk space, or delete it to download it again"):
+    with report_read_errors(archive, "copy of CIFAR-10's archive", "free some disk space, or delete it to download it again"):
         with open(archive, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise ValueError("corrupt or truncated: wrong SHA-256")

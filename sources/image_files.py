@@ -14,7 +14,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from sources.cifar10 import SIZE
 from utils.console import UserError
-from utils.files import reading
+from utils.files import report_read_errors
 
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TGA", "TIFF", "WEBP")  # none runs a program
 MAX_PIXELS = 80_000_000  # of an image, which keeps the process under 2 GB
@@ -25,7 +25,7 @@ GAMMAS = (0.67, 1.5)  # of the crops to learn from, which makes them darker or l
 MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
 
 
-def list_image_files(path):
+def list_image_files(path: Path) -> list[Path]:
     """Return the image files in a folder and its subfolders, sorted, by extension; or the file itself."""
     path = Path(path)
     if not os.path.isdir(path):
@@ -34,7 +34,7 @@ def list_image_files(path):
     return sorted(file for file in path.rglob("*") if file.suffix.lower() in extensions and os.path.isfile(file))
 
 
-def read_image(path, size=None):
+def read_image(path: Path, size: int | None = None) -> tuple[Image.Image, Image.Image | None]:
     """Return an image as a viewer shows it: (8-bit RGB, its alpha channel or None).
 
     Applies the EXIF orientation, takes the first frame, and reduces 16 bits to the upper 8. With `size`, a JPEG is
@@ -42,7 +42,7 @@ def read_image(path, size=None):
     """
     supported = f"supported formats: {', '.join(FORMATS)}, up to {MAX_PIXELS:,} pixels"
     advice = supported if os.path.exists(path) else "check its name"
-    with reading(path, "picture", advice), Image.open(path, formats=FORMATS) as image:
+    with report_read_errors(path, "picture", advice), Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"it has {image.width * image.height:,} pixels")
         if image.info.get("progressive") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
@@ -55,7 +55,7 @@ def read_image(path, size=None):
             return to_uint8(image).convert("RGB"), alpha
 
 
-def to_uint8(image):
+def to_uint8(image: Image.Image) -> Image.Image:
     """Convert a gray image of 16 or 32 bits, or of floats up to 1 or 255, to 8 bits; return others unchanged."""
     if image.mode.startswith("I"):  # 16 bits, stored in 16 or 32
         values = np.asarray(image).clip(0, 65535) >> 8
@@ -67,17 +67,17 @@ def to_uint8(image):
     return Image.fromarray(values.astype(np.uint8))
 
 
-def to_tensor(image):
+def to_tensor(image: Image.Image) -> torch.Tensor:
     """Return an RGB image as a tensor, uint8 (1, 3, H, W)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
 
 
-def load_square(path):
+def load_square(path: Path) -> torch.Tensor:
     """Return the central square of an image file, resized to uint8 (3, 32, 32). Raises UserError."""
     return to_tensor(ImageOps.fit(read_image(path)[0], (SIZE, SIZE), Image.Resampling.LANCZOS))[0]
 
 
-def split_files(files, train):
+def split_files(files: list[Path], train: bool) -> list[Path]:
     """Return the four fifths of image files to train on, or the fifth to validate on, always the same."""
     order = np.random.default_rng(0).permutation(len(files))
     count = round(len(files) / 5)
@@ -85,7 +85,7 @@ def split_files(files, train):
 
 
 @lru_cache(2)
-def folder_photographs(folder, train, working_size):
+def folder_photographs(folder: str, train: bool, working_size: int) -> list[np.ndarray]:
     """Return small copies of a folder's photographs to train on or to validate on, a list of uint8 arrays (h, w, 3).
 
     They are as large as random_crops() can use, smaller if all together would take more than KEPT_BYTES.
@@ -94,7 +94,7 @@ def folder_photographs(folder, train, working_size):
     all_files = list_image_files(folder)
     size = int(min(CROP_SCALES[1] * working_size, (KEPT_BYTES / 3 / max(1, len(all_files))) ** 0.5))
 
-    def read(file):
+    def read(file: Path) -> np.ndarray | None:
         try:
             image, _ = read_image(file, size)
         except UserError as error:
@@ -111,7 +111,9 @@ def folder_photographs(folder, train, working_size):
     return photographs
 
 
-def random_crops(photographs, working_size, count, seed, gammas=(1, 1)):
+def random_crops(
+    photographs: list[np.ndarray], working_size: int, count: int, seed: int, gammas: tuple[float, float] = (1, 1)
+) -> torch.Tensor:
     """Return square crops of uint8 arrays (h, w, 3) at random places and scales, uint8 (count, 3, 32, 32).
 
     Each is 32x32 pixels of a photograph whose longer side is scaled down to CROP_SCALES times the working size, made
@@ -131,12 +133,12 @@ def random_crops(photographs, working_size, count, seed, gammas=(1, 1)):
     return torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()
 
 
-def array_images(path, train):
+def array_images(path: str | Path, train: bool) -> torch.Tensor:
     """Return the images of an .npy file to train on or to validate on, uint8 (N, 3, 32, 32), memory-mapped.
 
     The last tenth, at most 10,000 images, is for validation. The file may be larger than memory. Raises UserError.
     """
-    with reading(path, "NumPy array of images", f"save uint8 of shape (N, 3, {SIZE}, {SIZE}), N ≥ 20, with numpy.save"):
+    with report_read_errors(path, "NumPy array of images", f"save uint8 of shape (N, 3, {SIZE}, {SIZE}), N ≥ 20, with numpy.save"):
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch requires a writable array
         if array.dtype != np.uint8 or array.shape[1:] != (3, SIZE, SIZE) or len(array) < 20:
             raise ValueError(f"it is {array.dtype} of shape {array.shape}")
@@ -145,7 +147,7 @@ def array_images(path, train):
 
 
 @lru_cache(2)
-def sample_photographs(train):
+def sample_photographs(train: bool) -> list[np.ndarray]:
     """Return parts of scikit-learn's two photographs to train on or to validate on, a list of uint8 arrays (h, w, 3).
 
     A strip right of the center, a quarter of the width, is for validation; both sides of it are for training.

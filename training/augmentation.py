@@ -1,29 +1,37 @@
-"""Data augmentation: random transforms of training images."""
+"""Data augmentation: random transforms of training images, uint8 (N, 3, H, W), each image's drawn for itself."""
+
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
-AUGMENTATIONS = ("mirror", "upside-down", "shift-x", "shift-y")
+
+def augment(images: Tensor, names: Iterable[str]) -> Tensor:
+    """Apply the named transforms of AUGMENTATIONS, one after the other."""
+    for name in names:
+        images = AUGMENTATIONS[name](images)
+    return images
 
 
-def augment(images, transforms):
-    """Apply the named transforms of AUGMENTATIONS to each of the images (N, C, H, W) at random.
+def flip(images: Tensor, dim: int) -> Tensor:
+    """Flip each image along a dimension, with probability 1/2."""
+    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(chosen, images.flip(dim), images)
 
-    "mirror" and "upside-down" flip an image with probability 1/2; "shift-x" and "shift-y" shift it
-    by -1, 0 or 1 pixel, with reflection padding.
-    """
-    count, channels, height, width = images.shape
-    device = images.device
 
-    def source_indices(size, shift, flip):
-        """Return the source row or column of each pixel, (N, size)."""
-        indices = torch.arange(size, device=device)
-        if shift in transforms:
-            indices = (indices + torch.randint(-1, 2, (count, 1), device=device)).abs()
-            indices = size - 1 - (size - 1 - indices).abs()  # reflected at both ends
-        if flip in transforms:
-            indices = torch.where(torch.rand(count, 1, device=device) < 0.5, size - 1 - indices, indices)
-        return indices.expand(count, size)
+def shift(images: Tensor, dim: int) -> Tensor:
+    """Shift each image along a dimension by -1, 0 or 1 pixel, equally often, with reflection padding."""
+    size = images.shape[dim]
+    inner = images.narrow(dim, 1, 1), images.narrow(dim, size - 2, 1)  # what is next to the two edges
+    forward = torch.cat([inner[0], images.narrow(dim, 0, size - 1)], dim)
+    backward = torch.cat([images.narrow(dim, 1, size - 1), inner[1]], dim)
+    step = torch.randint(-1, 2, (len(images), 1, 1, 1), device=images.device)
+    return torch.where(step == 0, images, torch.where(step == 1, forward, backward))
 
-    rows, columns = source_indices(height, "shift-y", "upside-down"), source_indices(width, "shift-x", "mirror")
-    places = (rows[:, :, None] * width + columns[:, None]).view(count, 1, -1)  # (N, 1, H·W)
-    return images.flatten(2).gather(2, places.expand(-1, channels, -1)).view_as(images)
+
+AUGMENTATIONS = {
+    "mirror": lambda images: flip(images, 3),
+    "upside-down": lambda images: flip(images, 2),
+    "shift-x": lambda images: shift(images, 3),
+    "shift-y": lambda images: shift(images, 2),
+}

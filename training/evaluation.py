@@ -1,16 +1,26 @@
 """Evaluation: exact for any batch size, in evaluation mode, without gradients."""
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from data import to_gray
-from models import device_of, predict
+from data import ImageDataset, ImageSource, subsample, to_gray, to_rgb
+from models import Network, device_of, predict
+from pictures.decoding import TEMPERATURE, apply_chroma, comparison_rows
+from pictures.metrics import measure, print_metrics
+from pictures.plots import save_image_grid
 from utils import distributed
+from utils.checkpoint import Checkpoint
+from utils.files import check_targets, write_json
 
 METRICS = ("loss", "accuracy")  # a regression has no accuracy
+NUM_SAMPLES = 10  # images in a sample picture
 
 
-def cross_entropy(logits, labels, class_weights=None):
+def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy in nats per pixel of logits (N, K, H, W) and labels (N, H, W).
 
     Class weights (K,) multiply each pixel's loss; the mean is over pixels, so parts of a batch add up to the whole.
@@ -19,38 +29,106 @@ def cross_entropy(logits, labels, class_weights=None):
     return F.cross_entropy(logits, labels.flatten().long(), class_weights, reduction="sum") / len(logits)
 
 
-def accuracy(logits, labels):
-    """Return the share of pixels whose most probable color is their label."""
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the share of pixels whose most probable color is their label, of logits (N, K, H, W), as a 0-d tensor."""
     logits = logits.detach().permute(0, 2, 3, 1).flatten(0, 2)  # (N·H·W, K), without a copy for channels-last
     return (logits.argmax(1) == labels.flatten()).float().mean()
 
 
-def batch_metrics(outputs, targets):
+def batch_metrics(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return a batch's metrics as one tensor: (loss, accuracy) for labels, (mean squared error,) for RGB."""
     if targets.is_floating_point():
         return F.mse_loss(outputs, targets)[None]
     return torch.stack([cross_entropy(outputs, targets), accuracy(outputs, targets)])
 
 
-def evaluate(net, dataset, batch_size=None, look=lambda *batch: None):
+def evaluate(
+    net: Network,
+    dataset: ImageDataset,
+    batch_size: int | None = None,
+    on_batch: Callable[[Tensor, Tensor, Tensor], object] | None = None,
+) -> dict[str, float]:
     """Return the metrics of a network over a whole dataset, {"loss": …, "accuracy": …}.
 
-    Calls `look` with every batch's (images, targets, outputs). Each of several processes evaluates its part.
+    Calls `on_batch` with every batch's images, targets and outputs. Each of several processes evaluates its shard.
     """
     device = device_of(net)
     batch_size = batch_size or (250 if device.type == "cuda" else 100)  # what fits into a CPU's cache
-    sums = torch.zeros(1 if dataset.palette is None else 2, dtype=torch.float64, device=device)
-    mine = dataset.pixels[distributed.rank() :: distributed.world_size()]
-    for pixels in mine.split(batch_size) if len(mine) else ():
-        images, targets = dataset.split(pixels.to(device))
-        outputs = predict(net, to_gray(images))
+    sums = torch.zeros(2 if dataset.is_classification else 1, dtype=torch.float64, device=device)
+    shard = dataset.images[distributed.rank() :: distributed.world_size()]
+    for images in shard.split(batch_size) if len(shard) else ():
+        images = images.to(device)
+        targets, outputs = dataset.targets(images), predict(net, to_gray(images))
         sums += len(images) * batch_metrics(outputs, targets)
-        look(images, targets, outputs)
+        if on_batch:
+            on_batch(images, targets, outputs)
     return dict(zip(METRICS, (distributed.all_reduce_sum(sums) / len(dataset)).tolist()))
 
 
-def format_metrics(loss, accuracy=None):
+def format_metrics(loss: float, accuracy: float | None = None) -> str:
     """Return validation metrics as a line of text; a regression has no accuracy."""
     if accuracy is None:
         return f"validation mean squared error {loss:.6f} (RGB in [0, 1))"
     return f"validation loss {loss:.5f}, accuracy {accuracy:.2%}"
+
+
+def run_validation(
+    net: Network,
+    checkpoint: Checkpoint,
+    source: ImageSource,
+    out_dir: Path,
+    temperature: float = TEMPERATURE,
+    json_path: Path | None = None,
+    inputs: Iterable[Path | None] = (),
+) -> None:
+    """Evaluate a network: print its metrics and those of its pictures, and draw the first ten.
+
+    With `json_path`, also compute the slower metrics and write those of every image to that file. `inputs`
+    are the files that the network and its palette came from. Raises UserError.
+    """
+    path = out_dir / f"{checkpoint.model.lower()}_valid.png"
+    check_targets([path, json_path] if json_path else [path], (source.path, *inputs))
+    valid_set = source.validation_set(checkpoint.palette, device_of(net))
+    batches: list[dict[str, Tensor]] = []
+
+    def keep_pictures(images: Tensor, targets: Tensor, outputs: Tensor) -> None:
+        batches.append(comparison_rows(images, targets, outputs, checkpoint.palette, temperature))
+
+    metrics = evaluate(net, valid_set, on_batch=keep_pictures)
+    panels = {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
+    print(f"{checkpoint}\n{len(valid_set):,} images of {source}: {format_metrics(**metrics)}")
+    title = f"{checkpoint.model}, {source}: {format_metrics(**metrics)}"
+    save_image_grid(path, title, {label: panel[:NUM_SAMPLES] for label, panel in panels.items()})
+    print(f"saved {path}")
+
+    panels = with_reference_pictures(panels, source if json_path else None)
+    picture_metrics = measure(panels, panels["truth"], perceptual=bool(json_path))
+    print_metrics(picture_metrics)
+    if json_path:
+        described = {"model": checkpoint.model, "data": str(source), **metrics, "temperature": temperature}
+        write_json(json_path, described | {"pictures": picture_metrics})
+        print(f"saved {json_path}")
+
+
+def with_reference_pictures(panels: dict[str, Tensor], source: ImageSource | None) -> dict[str, Tensor]:
+    """Return rows of pictures with further ones that help to judge them; the truth comes last.
+
+    With a source, also the mean color of its training images over the gray.
+    """
+    gray, truth = panels["gray input"][:, :1], panels["truth"]
+    more = {}
+    for label in ("prediction", "truth in palette colors"):
+        if label in panels:
+            more[f"{label}, over the gray"] = apply_chroma(panels[label], gray)
+    if source:
+        mean = to_rgb(subsample(source.training_images())).mean((0, 2, 3)).view(1, 3, 1, 1)
+        more["mean training color, over the gray"] = apply_chroma(mean, gray)
+    return {label: panel for label, panel in panels.items() if label != "truth"} | more | {"truth": truth}
+
+
+def draw_samples(path: Path, title: str, net: Network, dataset: ImageDataset, temperature: float) -> None:
+    """Draw the first ten images of a dataset, a network's predictions for them, and the truth."""
+    images = dataset.images[:NUM_SAMPLES].to(device_of(net))
+    outputs = predict(net, to_gray(images))
+    rows = comparison_rows(images, dataset.targets(images), outputs, dataset.palette, temperature)
+    save_image_grid(path, title, rows)

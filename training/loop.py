@@ -1,28 +1,31 @@
-"""The training loop."""
+"""Training: the settings, one epoch of steps, and the loop over epochs."""
 
-import contextlib
 import copy
-import ctypes
+import hashlib
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from data import subsample, to_gray
-from models import device_of
+from data import ImageDataset, subsample, to_gray
+from models import Network, device_of
 from pictures.decoding import TEMPERATURE, chroma_error, palette_tensor
 from training.augmentation import augment
-from training.cuda_graph import GraphedStep
-from training.evaluation import cross_entropy, evaluate
-from training.optim import Adam, Muon, averaging_weight, flatten, middle_weights, one_cycle
+from training.evaluation import cross_entropy, draw_samples, evaluate
+from training.log import RunLog
+from training.optim import Adam, MuonWithAdam, WeightAverage, one_cycle
 from utils import distributed
+from utils.checkpoint import check_values
+from utils.console import UserError
 
-MUON_RATE = 2.5  # Muon's learning rate as a multiple of Adam's
+STATISTICS_IMAGES = 500  # that batch norm's statistics of the averaged weights are computed from
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class TrainingConfig:
     epochs: int = 25
     batch_size: int = 25
     learning_rate: float = 0.04  # the peak of the one-cycle schedule
-    augment: tuple = ("mirror", "shift-x", "shift-y")
+    augment: tuple[str, ...] = ("mirror", "shift-x", "shift-y")
     seed: int = 0
     precision: str = "auto"
     rebalance: bool = False  # give rare colors more weight in the loss
@@ -40,48 +43,138 @@ class TrainingConfig:
     temperature: float = TEMPERATURE  # of the softmax that decodes them
 
 
+def run_training(
+    trainer: "Trainer", valid_set: ImageDataset, log: RunLog, resume: bool = False, plot: bool = False
+) -> None:
+    """Train, and after every epoch evaluate the averaged weights and write the run's files.
+
+    `resume` continues the interrupted run of the same files; `plot` draws samples after every epoch. Raises UserError.
+    """
+    config, net, model = trainer.config, trainer.averaged_model, log.checkpoint.model
+    if resume:
+        log.resume(trainer.load_state_dict)
+    print(f"{log.checkpoint}\n{describe_run(trainer, valid_set, log.checkpoint.data)}", flush=True)
+    try:
+        for epoch in range(len(log.history) + 1, config.epochs + 1):
+            start = time.perf_counter()
+            train_loss = trainer.train_epoch(epoch)
+            valid_metrics = evaluate(net, valid_set)
+            check_finite(net, valid_metrics["loss"], epoch)
+            epoch_metrics = {"epoch": epoch, "train_loss": train_loss}
+            epoch_metrics |= {f"valid_{name}": value for name, value in valid_metrics.items()}
+            epoch_metrics["learning_rate"] = config.learning_rate * one_cycle(epoch / config.epochs)
+            epoch_metrics["seconds"] = time.perf_counter() - start
+            log.write(epoch_metrics, net.state_dict(), trainer.state_dict())
+            if plot:
+                title = f"{model} after epoch {epoch}"
+                draw_samples(log.path_for(f"_epoch{epoch:03}.png"), title, net, valid_set, config.temperature)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; {log.how_to_continue()}") from None
+    except FloatingPointError as error:
+        advice = f"train again with a --learn-rate below {config.learning_rate:g}"
+        raise UserError(f"{error}; {log.what_is_saved()}: {advice}") from error
+    title = f"{model}, {log.checkpoint.data}, epoch {config.epochs}: {log.last_metrics()}"
+    draw_samples(log.path_for("_images.png"), title, net, valid_set, config.temperature)
+    log.finish()
+
+
+def describe_run(trainer: "Trainer", valid_set: ImageDataset, data: str) -> str:
+    """Return a line that says on how many images and on what a run trains."""
+    several = f" in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
+    counts = f"{len(trainer.dataset):,} training and {len(valid_set):,} validation images"
+    return f"{counts} of {data}, on {trainer.device} in {trainer.precision}{several}"
+
+
+def check_finite(net: Network, loss: float, epoch: int) -> None:
+    """Raise FloatingPointError unless a network's validation loss and weights are finite."""
+    if not math.isfinite(loss) or not all(value.isfinite().all() for value in net.state_dict().values()):
+        raise FloatingPointError(f"the weights are no longer finite after epoch {epoch}")
+
+
 class Trainer:
-    """A network in training: the optimizer updates `model`; `averaged_model` is the average of its weights over steps.
+    """A network in training: steps update `model`; `averaged_model` has the average of its weights over the steps.
 
     Several processes average their gradients. Batch norm uses the whole batch's statistics on CUDA, each one's on CPUs.
+    Raises UserError if the batch size does not fit the number of images or of processes.
     """
 
-    def __init__(self, net, dataset, config):
+    def __init__(
+        self,
+        net: Network,
+        dataset: ImageDataset,
+        config: TrainingConfig,
+        make_optimizer: Callable[[nn.Module], Adam | MuonWithAdam] = MuonWithAdam,
+    ):
+        processes = distributed.world_size()
+        if config.batch_size > len(dataset):
+            raise UserError(f"--batch-size {config.batch_size}: there are only {len(dataset):,} training images")
+        if config.batch_size % processes:
+            raise UserError(f"--batch-size {config.batch_size}: not a multiple of the {processes} processes")
         self.averaged_model, self.dataset, self.config = net, dataset, config
         self.device = device_of(net)
         self.dtype = choose_precision(config.precision, self.device)
-        self.palette = None if dataset.palette is None else palette_tensor(dataset.palette, self.device)
+        self.palette = palette_tensor(dataset.palette, self.device) if dataset.is_classification else None
         self.class_weights = class_weights(dataset).to(self.device) if config.rebalance else None
-        self.model = copy.deepcopy(net)
-        several = distributed.world_size() > 1
-        if several and self.device.type == "cuda":
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        middle, others = middle_weights(self.model)
-        self.muon, self.adam = Muon(middle), Adam(others)
-        latest = [self.muon.vector, self.adam.vector, flatten(statistics(self.model))]
-        averages = [*map(flatten, middle_weights(net)), flatten(statistics(net))]
-        self.averages = [pair for pair in zip(averages, latest) if len(pair[0])]
-        self.forward = nn.parallel.DistributedDataParallel(self.model) if several else self.model
-        self.learning_rate = torch.zeros((), device=self.device)  # a tensor: a CUDA graph reads its current value
+        self.raw_model: nn.Module = copy.deepcopy(net)
+        if processes > 1 and self.device.type == "cuda":
+            self.raw_model = nn.SyncBatchNorm.convert_sync_batchnorm(self.raw_model)
+        self.model = nn.parallel.DistributedDataParallel(self.raw_model) if processes > 1 else self.raw_model
+        self.optimizer = make_optimizer(self.raw_model)
+        self.average = WeightAverage(self.averaged_model, self.raw_model)
 
-    def step(self, pixels, scale=1):
-        """Take an optimizer step on some of the dataset's pixels (N, C, H, W); return the loss, a 0-d tensor.
+    @property
+    def precision(self) -> str:
+        """The name of the number format of the forward pass."""
+        return str(self.dtype).removeprefix("torch.")
 
-        `scale` multiplies the loss, for a process that has a part of a batch. Nothing here waits for the device.
+    def settings(self) -> dict:
+        """Return what a resumed run must share with this one: all that its steps depend on, as plain containers."""
+        settings = asdict(self.config) | {"augment": list(self.config.augment), "precision": self.precision}
+        if not self.config.picture_weight:
+            del settings["temperature"]  # of the pictures alone
+        images = subsample(self.dataset.images).cpu().contiguous()
+        return settings | {"data_sha256": hashlib.sha256(images.numpy()).hexdigest()}
+
+    def train_epoch(self, epoch: int) -> float:
+        """Take a step with every batch of an epoch, counted from 1; return the mean loss over its images.
+
+        Raises FloatingPointError if a loss is not finite.
         """
-        images, targets = self.dataset.split(augment(pixels, self.config.augment))
+        config, rank, processes = self.config, distributed.rank(), distributed.world_size()
+        self.dataset.start_epoch(derive_seed(config.seed, epoch, 0))
+        torch.manual_seed(derive_seed(config.seed, epoch, 1 + rank))  # for augmentation
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, 0))
+        order = torch.randperm(len(self.dataset), generator=generator).to(self.dataset.images.device)
+        order = order[: len(order) // processes * processes]  # every process gets as many images
+        batches = order.split(config.batch_size)
+        losses = torch.zeros(len(batches), device=self.device)
+        self.model.train()
+        for number, batch in enumerate(tqdm(batches, leave=False, disable=True if rank else None, unit="step")):
+            progress = (epoch - 1 + number / len(batches)) / config.epochs
+            images = self.dataset.images[batch[rank::processes]].to(self.device)
+            losses[number] = len(images) * self.step(images, config.learning_rate * one_cycle(progress))
+        update_bn([to_gray(subsample(self.dataset.images, STATISTICS_IMAGES).to(self.device))], self.averaged_model)
+        return epoch_mean(losses, epoch, len(order))
+
+    def step(self, images: Tensor, learning_rate: float) -> Tensor:
+        """Take a training step with some of the dataset's images, uint8 (N, 3, H, W); return the loss, 0-d.
+
+        Nothing here waits for the device.
+        """
+        images = augment(images, self.config.augment)
+        targets = self.dataset.targets(images)
+        # in the network's dtype and memory format, so that torch.cat of its maps with the gray need not convert them
+        gray = to_gray(images).to(self.dtype, memory_format=torch.channels_last, copy=True)  # (N, 1, H, W)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            outputs = self.forward(to_gray(images))
+            outputs = self.model(gray)
         loss = self.loss(outputs.float(), targets, images)
-        (loss * scale).backward()
-        self.muon.step(MUON_RATE * self.learning_rate)
-        self.adam.step(self.learning_rate)
-        weight = averaging_weight(self.adam.steps)
-        for average, latest in self.averages:
-            average.lerp_(latest, weight)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step(learning_rate)
+        self.average.update()
         return loss.detach()
 
-    def loss(self, outputs, targets, images):
+    def loss(self, outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
         """Return the loss of a batch: the mean squared error of RGB, or the cross-entropy of palette labels."""
         if self.palette is None:
             return F.mse_loss(outputs, targets)
@@ -91,82 +184,22 @@ class Trainer:
             loss = loss + self.config.picture_weight * error
         return loss
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, dict]:
         """Return everything that training changes, as plain containers of tensors."""
-        return {name: getattr(self, name).state_dict() for name in ("averaged_model", "model", "muon", "adam")}
+        models = {"averaged_model": self.averaged_model.state_dict(), "model": self.raw_model.state_dict()}
+        return models | {"optimizer": self.optimizer.state_dict(), "average": self.average.state_dict()}
 
-    def load_state_dict(self, state_dict):
-        """Restore what state_dict() returned. Raises some exception if it does not fit or is not finite."""
-        for name, mine in self.state_dict().items():
-            for key, tensor in mine.items():
-                saved = state_dict[name][key]
-                if saved.shape != tensor.shape or not saved.isfinite().all():
-                    raise ValueError(f"{key} has another shape, or is not finite")
-                if key.endswith(("running_var", "exp_avg_sq", "steps")) and (saved < 0).any():
-                    raise ValueError(f"{key} is negative")
-                tensor.copy_(saved)
-
-
-def train(trainer, valid, new_images=None, epochs_done=0):
-    """Train from epoch `epochs_done` + 1 on; after each epoch, yield its row of metrics, a dict.
-
-    `new_images`, if given, returns an epoch's images for its seed. Validation uses `trainer.averaged_model`. Each
-    process trains on its part of every batch. Raises FloatingPointError if loss or weights are not finite.
-    """
-    tune_malloc()
-    config = trainer.config
-    rank, world_size = distributed.rank(), distributed.world_size()
-    step = choose_step(trainer)
-    steps_per_epoch = math.ceil(len(trainer.dataset) / config.batch_size)
-    for epoch in range(epochs_done + 1, config.epochs + 1):
-        start = time.perf_counter()
-        if new_images:
-            trainer.dataset.replace(new_images(derive_seed(config.seed, epoch, 0)))
-        pixels = trainer.dataset.pixels
-        trainer.model.train()
-        torch.manual_seed(derive_seed(config.seed, epoch, 1 + rank))  # for augmentation
-        generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, 0))
-        order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
-        losses = torch.zeros(steps_per_epoch, device=trainer.device)
-        for number in tqdm(range(steps_per_epoch), leave=False, disable=True if rank else None, unit="step"):
-            batch = order[number * config.batch_size : (number + 1) * config.batch_size]
-            progress = epoch - 1 + number / steps_per_epoch
-            trainer.learning_rate.fill_(config.learning_rate * one_cycle(progress / config.epochs))
-            mine = batch[rank::world_size]
-            count = len(mine)
-            mine = mine if count else batch[:1]  # fewer images than processes: a step with weight 0
-            losses[number] = count * step(pixels[mine].to(trainer.device), count * world_size / len(batch))
-        train_loss = epoch_mean(losses, epoch, len(pixels))
-        for buffer in trainer.averaged_model.buffers() if world_size > 1 else ():
-            torch.distributed.broadcast(buffer, 0)
-        valid_metrics = evaluate(trainer.averaged_model, valid)
-        if not math.isfinite(valid_metrics["loss"]) or not is_finite(trainer.averaged_model):
-            raise FloatingPointError(f"the weights are no longer finite after epoch {epoch}")
-        yield {
-            "epoch": epoch,
-            "train_loss": train_loss,
-            **{f"valid_{name}": value for name, value in valid_metrics.items()},
-            "learning_rate": config.learning_rate * one_cycle(epoch / config.epochs),
-            "seconds": time.perf_counter() - start,
-        }
+    def load_state_dict(self, state_dict: dict[str, dict]) -> None:
+        """Restore what state_dict() returned. Raises KeyError, ValueError or RuntimeError if it does not fit."""
+        for part in ("averaged_model", "model", "optimizer", "average"):
+            check_values(state_dict[part])
+        self.averaged_model.load_state_dict(state_dict["averaged_model"])
+        self.raw_model.load_state_dict(state_dict["model"])
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self.average.load_state_dict(state_dict["average"])
 
 
-def statistics(net):
-    """Return the running means and variances of a network's batch norms."""
-    return [buffer for buffer in net.buffers() if buffer.is_floating_point()]
-
-
-def is_finite(net):
-    """Return whether all weights and statistics of a network are finite."""
-    return all(value.isfinite().all() for value in net.state_dict().values())
-
-
-def choose_step(trainer):
-    """Return the function that takes a training step: a CUDA graph's replay on a single GPU, else trainer.step."""
-    return GraphedStep(trainer) if trainer.device.type == "cuda" and distributed.world_size() == 1 else trainer.step
-
-
-def epoch_mean(losses, epoch, num_images):
+def epoch_mean(losses: Tensor, epoch: int, num_images: int) -> float:
     """Average losses over images, given each step's sum, (steps,). Raises FloatingPointError if one is not finite."""
     losses = distributed.all_reduce_sum(losses.double()).cpu()
     finite = losses.isfinite()
@@ -175,20 +208,22 @@ def epoch_mean(losses, epoch, num_images):
     return (losses.sum() / num_images).item()
 
 
-def class_weights(dataset, uniform=0.5):
+def class_weights(dataset: ImageDataset, uniform: float = 0.5) -> Tensor:
     """Return a weight for every palette color, (K,), larger for rarer ones, with mean 1 over the dataset's pixels.
 
     The inverse of the frequency mixed with the uniform distribution (Zhang et al. 2016, equation 4, λ = `uniform`).
     """
     num_colors = len(dataset.palette)
-    parts = subsample(dataset.pixels).split(1000)
-    counts = sum(torch.bincount(dataset.split(part)[1].flatten(), minlength=num_colors) for part in parts)
+    parts = subsample(dataset.images).split(1000)
+    counts = torch.zeros(num_colors, dtype=torch.int64, device=dataset.device)
+    for part in parts:
+        counts += torch.bincount(dataset.targets(part.to(dataset.device)).flatten(), minlength=num_colors)
     shares = counts / counts.sum()
     weights = 1 / ((1 - uniform) * shares + uniform / num_colors)
     return weights / (shares * weights).sum()
 
 
-def choose_precision(name, device):
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the torch.dtype for training: of "auto", "fp32" or "bf16".
 
     bf16 runs the forward pass in bfloat16 by torch.autocast and keeps weights and sums in float32. auto means
@@ -204,18 +239,6 @@ def choose_precision(name, device):
     return torch.bfloat16 if name == "bf16" or (name == "auto" and has_bf16) else torch.float32
 
 
-def derive_seed(*parts):
+def derive_seed(*parts: int) -> int:
     """Combine integers, as many at every call, into one seed."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-def tune_malloc():
-    """Make glibc keep freed memory for the next tensors.
-
-    By default it maps large blocks again at every step, a seventh of the time at batch size 100. Elsewhere no effect.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        if not mallopt(-3, 1 << 30):  # M_MMAP_THRESHOLD
-            mallopt(-3, 32 << 20)  # the most that glibc allows up to version 2.34
-        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD

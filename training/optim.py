@@ -1,63 +1,47 @@
-"""The optimizers, the learning-rate schedule and weight averaging.
+"""The optimizer, the learning-rate schedule and the average of the weights.
 
-torch.optim's Adam and Muon compute the same, but constructing one loads PyTorch's compiler, which takes as
-long as importing torch. Here each acts on one vector, with the learning rate, which may be a tensor, in step().
+torch.optim's Adam and Muon compute the same, but constructing one loads PyTorch's compiler, which takes as long as
+importing torch. Here the learning rate is an argument of step().
 """
 
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
+from torch import Tensor, nn
 from torch.optim.adam import adam
 
-
-def flatten(tensors):
-    """Make tensors views of one vector, each in its order in memory; return the vector.
-
-    One operation on the vector then takes the place of one for every tensor.
-    """
-    tensors = list(tensors)
-    parts = [tensor.detach().as_strided((tensor.numel(),), (1,)) for tensor in tensors]
-    vector = torch.cat(parts) if parts else torch.zeros(0)
-    for tensor, part in zip(tensors, vector.split([len(part) for part in parts])):
-        tensor.data = part.as_strided(tensor.shape, tensor.stride())
-    return vector
-
-
-def flatten_gradients(parameters):
-    """Give parameters gradients of zero, which are views of one vector; return the vector."""
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    return flatten(parameter.grad for parameter in parameters)
-
-
-def middle_weights(net):
-    """Return (the weights of all convolutions but the first and the last, all other parameters) of a network."""
-    middle = [parameter for parameter in net.parameters() if parameter.ndim == 4][1:-1]
-    return middle, [parameter for parameter in net.parameters() if not any(parameter is one for one in middle)]
+MUON_RATE = 2.5  # Muon's learning rate as a multiple of Adam's
 
 
 class Adam:
     """Adam (Kingma and Ba 2015, algorithm 1), with PyTorch's fused kernel."""
 
-    def __init__(self, parameters, betas=(0.9, 0.999), eps=1e-8):
-        parameters = list(parameters)
-        self.vector, self.gradient = flatten(parameters), flatten_gradients(parameters)
+    def __init__(self, parameters: Iterable[nn.Parameter], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        self.parameters = list(parameters)
         self.betas, self.eps = betas, eps
-        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.vector), torch.zeros_like(self.vector)
-        self.steps = torch.zeros((), device=self.vector.device)
+        self.exp_avg = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.exp_avg_sq = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.steps = [torch.zeros((), device=parameter.device) for parameter in self.parameters]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     @torch.no_grad()
-    def step(self, learning_rate):
-        """Update the parameters from their gradients, and reset those."""
-        state = [self.vector], [self.gradient], [self.exp_avg], [self.exp_avg_sq]
+    def step(self, learning_rate: float) -> None:
+        """Update the parameters from their gradients."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         settings = {"beta1": self.betas[0], "beta2": self.betas[1], "lr": learning_rate, "eps": self.eps}
         unused = {"max_exp_avg_sqs": [], "weight_decay": 0, "amsgrad": False, "maximize": False}
-        adam(*state, state_steps=[self.steps], fused=True, **settings, **unused)
-        self.gradient.zero_()
+        state = {"exp_avgs": self.exp_avg, "exp_avg_sqs": self.exp_avg_sq, "state_steps": self.steps}
+        adam([*self.parameters], gradients, **state, fused=True, **settings, **unused)
 
-    def state_dict(self):
-        """Return the moving averages and the number of steps."""
-        return {name: getattr(self, name) for name in ("exp_avg", "exp_avg_sq", "steps")}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the moving averages of the gradients and of their squares, and the numbers of steps."""
+        parts = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "steps": self.steps}
+        return {f"{name}.{i}": tensor for name, tensors in parts.items() for i, tensor in enumerate(tensors)}
 
 
 class Muon:
@@ -67,34 +51,70 @@ class Muon:
     steps of the iteration are smaller than Jordan's 0.95 and 5: runs are short, and three steps are as good.
     """
 
-    def __init__(self, weights, momentum=0.6):
-        self.vector, self.gradient = flatten(weights), flatten_gradients(weights)
-        self.shapes, self.momentum = [(len(weight), weight[0].numel()) for weight in weights], momentum
-        self.average = torch.zeros_like(self.vector)
+    def __init__(self, weights: Iterable[nn.Parameter], momentum: float = 0.6):
+        self.weights, self.momentum = list(weights), momentum
+        self.momentum_buffers = [torch.zeros_like(weight) for weight in self.weights]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for weight in self.weights:
+            weight.grad = None
 
     @torch.no_grad()
-    def step(self, learning_rate):
-        """Update the weights from their gradients, and reset those."""
-        self.average.lerp_(self.gradient, 1 - self.momentum)
-        direction = self.gradient.lerp_(self.average, self.momentum)
-        sizes = [rows * columns for rows, columns in self.shapes]
-        for weight, part, shape in zip(self.vector.split(sizes), direction.split(sizes), self.shapes):
-            scale = max(1, shape[0] / shape[1]) ** 0.5  # of a matrix that is taller than wide
-            weight.sub_(orthogonalize(part.view(shape)).flatten() * (scale * learning_rate))
-        self.gradient.zero_()
+    def step(self, learning_rate: float) -> None:
+        """Update the weights from their gradients."""
+        for weight, buffer in zip(self.weights, self.momentum_buffers):
+            buffer.lerp_(weight.grad, 1 - self.momentum)
+            direction = weight.grad.lerp(buffer, self.momentum).flatten(1)  # (out, in·k·k)
+            rows, columns = direction.shape
+            scale = max(1, rows / columns) ** 0.5  # of a matrix that is taller than wide
+            weight.sub_(orthogonalize(direction).view_as(weight), alpha=scale * learning_rate)
 
-    def state_dict(self):
-        """Return the moving average of the gradient."""
-        return {"average": self.average}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the moving averages of the gradients."""
+        return {f"momentum_buffer.{i}": buffer for i, buffer in enumerate(self.momentum_buffers)}
 
 
-def orthogonalize(matrix, steps=3, coefficients=(3.4445, -4.7750, 2.0315)):
+class MuonWithAdam:
+    """Muon for the weights of the middle convolutions, Adam for all other parameters of a network."""
+
+    def __init__(self, net: nn.Module):
+        middle, others = split_parameters(net)
+        self.muon, self.adam = Muon(middle), Adam(others)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.muon.zero_grad()
+        self.adam.zero_grad()
+
+    def step(self, learning_rate: float) -> None:
+        """Update all parameters from their gradients; Muon's learning rate is MUON_RATE times as large."""
+        self.muon.step(MUON_RATE * learning_rate)
+        self.adam.step(learning_rate)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state of both, as tensors that are updated in place."""
+        return self.muon.state_dict() | self.adam.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Restore what state_dict() returned. Raises KeyError or RuntimeError if it does not fit."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state_dict[name])
+
+
+def split_parameters(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return (the weights of all convolutions but the first and the last, all other parameters) of a network."""
+    middle = [parameter for parameter in net.parameters() if parameter.ndim == 4][1:-1]
+    return middle, [parameter for parameter in net.parameters() if not any(parameter is one for one in middle)]
+
+
+def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     """Return a matrix with the same singular vectors and singular values near 1, the closer the more steps.
 
     Newton-Schulz iteration with Jordan's coefficients: x becomes (a + b g + c g²) x, where g = x xᵀ. The factors
     commute, so that their product is found from g alone, which is smaller than a wide x.
     """
-    a, b, c = coefficients
+    a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix / (matrix.norm() + 1e-7)
     gram = x @ x.T
     identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
@@ -105,7 +125,7 @@ def orthogonalize(matrix, steps=3, coefficients=(3.4445, -4.7750, 2.0315)):
     return product @ x
 
 
-def one_cycle(progress, warmup=0.3, start=1 / 25):
+def one_cycle(progress: float, warmup: float = 0.3, start: float = 1 / 25) -> float:
     """Return the learning rate, as a fraction of its peak, at `progress` from 0 to 1 (Smith and Topin 2019).
 
     It rises linearly from `start` during the first `warmup` of the run, then falls to zero as a cosine.
@@ -115,9 +135,27 @@ def one_cycle(progress, warmup=0.3, start=1 / 25):
     return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
 
 
-def averaging_weight(steps):
-    """Return the weight of the latest parameters in their average after `steps` steps, a number or a tensor.
+class WeightAverage:
+    """The average of a network's parameters over its training steps, kept in another network.
 
     Polynomial-decay averaging (Shamir and Zhang 2013, section 4, η = 8): covers about the last ninth of all steps.
     """
-    return 9 / (9 + steps)
+
+    def __init__(self, averaged_model: nn.Module, model: nn.Module):
+        self.pairs = list(zip(averaged_model.parameters(), model.parameters()))
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Include the parameters after another step."""
+        self.steps += 1
+        for average, latest in self.pairs:
+            average.lerp_(latest, 9 / (9 + self.steps))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the number of steps; the average itself is in the network."""
+        return {"steps": torch.tensor(self.steps)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Restore what state_dict() returned."""
+        self.steps = int(state_dict["steps"])

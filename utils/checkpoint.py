@@ -1,116 +1,123 @@
-"""Checkpoint files: a network's weights, architecture and palette, from which models.py builds the network."""
+"""Checkpoints: a network's weights, architecture and palette, from a file to a network and back."""
 
-import io
-import warnings
-import zipfile
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from models import CLASSIFIERS, NETWORKS, Network, create_model
 from utils.console import UserError
-from utils.files import atomic_write, reading
-from utils.unpickling import RestrictedUnpickler
+from utils.files import PROJECT, report_read_errors
+from utils.torch_files import read_torch_file, write_torch_file
 
 FORMAT = "colorization checkpoint 2"
 OLD_FORMAT = "colorization checkpoint 1"  # stores the metrics under "figures"
 ADVICE = "name another file, or train it again"
-MAX_PICKLE = 4 << 20  # bytes of a file's containers; the numbers of its tensors come after them
 MODEL, KERNEL, NUM_FILTERS, COLORS = "UNet", 3, 32, 24  # the defaults
 WORKING_SIZE = 64  # about the longer side of the copies of a photograph that a network sees, in pixels
+PHOTOGRAPH_WEIGHTS = "photograph_dunet_k3_f64.pkl"  # the shipped network for photographs
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file contains; `palette` is None for a network that predicts RGB."""
+    """What a checkpoint file contains."""
 
     model: str  # a key of models.NETWORKS
     kernel: int
     num_filters: int
-    palette: np.ndarray | None  # (K, 3) float64, byte / 256
-    state_dict: dict
+    palette: np.ndarray | None  # (K, 3) float64, byte / 256; None for a network that predicts RGB
+    state_dict: dict[str, Tensor]
     data: str = "unknown"
     epoch: int = 0
     metrics: dict = field(default_factory=dict)  # of that epoch, such as valid_loss
     working_size: int = WORKING_SIZE
 
     @property
-    def architecture(self):
+    def is_classifier(self) -> bool:
+        """Whether the network predicts palette colors, not RGB."""
+        return self.palette is not None
+
+    @property
+    def num_colors(self) -> int:
+        """The number of maps that the network returns."""
+        return 3 if self.palette is None else len(self.palette)
+
+    @property
+    def architecture(self) -> str:
         """A description of the network."""
-        colors = "" if self.palette is None else f", {len(self.palette)} colors"
+        colors = f", {self.num_colors} colors" if self.is_classifier else ""
         return f"{self.model}, kernel {self.kernel}, {self.num_filters} filters{colors}"
 
-    def __str__(self):
+    def __str__(self) -> str:
         count = sum(value.numel() for name, value in self.state_dict.items() if name.endswith(("weight", "bias")))
         return f"{self.architecture}: {count:,} parameters"
 
 
-def save_checkpoint(path, checkpoint):
-    """Write a checkpoint atomically. Raises UserError if that fails."""
-    palette = None if checkpoint.palette is None else torch.from_numpy(checkpoint.palette)
-    own = {"memory_format": torch.contiguous_format}  # not views of a larger vector
-    state_dict = {name: value.cpu().clone(**own) for name, value in checkpoint.state_dict.items()}
-    write_torch_file(path, vars(checkpoint) | {"format": FORMAT, "palette": palette, "state_dict": state_dict})
+def new_network(
+    palette: np.ndarray | None,
+    model: str | None = None,
+    kernel: int | None = None,
+    num_filters: int | None = None,
+    seed: int = 0,
+) -> tuple[Network, Checkpoint]:
+    """Return (a new network, its Checkpoint). None selects a default; without a palette it predicts RGB."""
+    torch.manual_seed(seed)
+    checkpoint = Checkpoint(model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS, palette, {})
+    net = create_model(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, checkpoint.num_colors)
+    checkpoint.state_dict.update(net.state_dict())
+    return net, checkpoint
 
 
-def write_torch_file(path, content):
-    """Write containers of tensors atomically. Raises UserError if that fails."""
-    buffer = io.BytesIO()  # so that a full disk raises OSError, not an error of torch.save's
-    torch.save(content, buffer)
-    with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+def load_network(
+    path: Path,
+    model: str | None = None,
+    kernel: int | None = None,
+    num_filters: int | None = None,
+    palette: np.ndarray | None = None,
+) -> tuple[Network, Checkpoint]:
+    """Return (a network with the weights of a file, its Checkpoint).
 
-
-def read_torch_file(path, kind, advice=ADVICE):
-    """Load a file of plain containers of tensors, and nothing else. The arguments are those of reading()."""
-    with reading(path, kind, advice), warnings.catch_warnings(action="ignore"):
-        return torch.load(check_torch_file(Path(path).read_bytes()), map_location="cpu", weights_only=True)
-
-
-def check_torch_file(raw):
-    """Return the bytes of a file of torch.save's as a stream that is safe to load. Raises some exception.
-
-    torch.load(weights_only=True) runs no code that a file names, but a small file can fill the memory or run forever.
+    The arguments are load_checkpoint()'s; pretrained_path() returns the path of shipped weights. Raises UserError.
     """
-    stream = io.BytesIO(raw[:MAX_PICKLE])
-    if raw[:4] != b"PK\3\4":  # the format before PyTorch 1.6, that of the handout: five pickles, then the storages
-        unpicklers = [RestrictedUnpickler(stream) for _ in range(5)]
-        *_, keys = [unpickler.load() for unpickler in unpicklers]
-        sizes = unpicklers[3].sizes
-        if sum(sizes.values()) > len(raw) or sorted(map(int, keys)) != sorted(sizes):
-            raise ValueError("its tensors claim to be larger than the file")
-        return io.BytesIO(raw)
-    source, stream = zipfile.ZipFile(io.BytesIO(raw)), io.BytesIO()
-    parts = source.infolist()
-    if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > len(raw):
-        raise ValueError("its parts claim to be larger than the file")  # torch.save does not compress
-    with zipfile.ZipFile(stream, "w") as target:  # written again, so that PyTorch reads the parts checked here
-        for part in parts:
-            content = source.read(part)
-            if part.filename.lower().endswith("data.pkl"):
-                RestrictedUnpickler(io.BytesIO(content[:MAX_PICKLE])).load()
-            target.writestr(zipfile.ZipInfo(part.filename), content)
-    stream.seek(0)
-    return stream
+    checkpoint = load_checkpoint(path, model, kernel, num_filters, palette)
+    if checkpoint.model not in NETWORKS:
+        raise UserError(f"{path}: unknown network {checkpoint.model!r:.50}; the known ones are {', '.join(NETWORKS)}")
+    if checkpoint.is_classifier != (checkpoint.model in CLASSIFIERS):
+        needs = "has no palette; do not give one" if checkpoint.is_classifier else "needs its palette; give it"
+        raise UserError(f"{path}: a {checkpoint.model} {needs} with --colors")
+    with torch.device("meta"):  # takes no memory, whatever the file claims to be
+        net = create_model(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, checkpoint.num_colors)
+    with report_read_errors(path, f"file of weights of {checkpoint.architecture}", "name another one"):
+        state_dict = convert_weights(net, checkpoint.state_dict)
+        net.to_empty(device="cpu").load_state_dict(state_dict)
+    return net, checkpoint
 
 
-def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=None):
+def load_checkpoint(
+    path: Path,
+    model: str | None = None,
+    kernel: int | None = None,
+    num_filters: int | None = None,
+    palette: np.ndarray | None = None,
+) -> Checkpoint:
     """Read a checkpoint of this package, or a bare state dict such as the handout's.
 
     A checkpoint of this package describes itself; arguments other than None must agree with it. A bare
     state dict does not, so the arguments describe it. Raises UserError if the file is neither, or does not agree.
     """
-    content = read_torch_file(path, "checkpoint")
+    content = read_torch_file(path, "checkpoint", ADVICE)
     if isinstance(content, dict) and content.get("format") in (FORMAT, OLD_FORMAT):
-        with reading(path, "checkpoint", ADVICE):
+        with report_read_errors(path, "checkpoint", ADVICE):
             checkpoint = parse_checkpoint(content)
         for name, value in {"model": model, "kernel": kernel, "num_filters": num_filters}.items():
             if value is not None and getattr(checkpoint, name) != value:
                 difference = f"{name.replace('num_', 'number of ')} is {getattr(checkpoint, name)}, not {value}"
                 raise UserError(f"{path}: its {difference}; name another file, or the script and flags that fit it")
-        mine = np.zeros(0) if checkpoint.palette is None else checkpoint.palette
-        if palette is not None and (mine.shape != palette.shape or not np.allclose(mine, palette, rtol=0, atol=1e-6)):
+        if palette is not None and not same_palette(checkpoint.palette, palette):
             hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
             raise UserError(f"{path}: not made with the palette of --colors; {hint}")
         return checkpoint
@@ -121,8 +128,16 @@ def load_checkpoint(path, model=None, kernel=None, num_filters=None, palette=Non
     return Checkpoint(model, kernel or KERNEL, num_filters or NUM_FILTERS, palette, content)
 
 
-def parse_checkpoint(content):
-    """Return a file's content as a Checkpoint. Raises any exception if an entry is missing or invalid."""
+def same_palette(one: np.ndarray | None, other: np.ndarray) -> bool:
+    """Return whether two palettes have the same colors, but for rounding."""
+    return one is not None and one.shape == other.shape and np.allclose(one, other, rtol=0, atol=1e-6)
+
+
+def parse_checkpoint(content: dict) -> Checkpoint:
+    """Return a file's content as a Checkpoint.
+
+    Raises KeyError if an entry is missing, ValueError if one is invalid, and AttributeError if one has another type.
+    """
     if content["format"] == OLD_FORMAT:
         content["metrics"] = content["figures"]
     if content["palette"] is not None:
@@ -138,7 +153,7 @@ def parse_checkpoint(content):
     return checkpoint
 
 
-def check_palette(palette):
+def check_palette(palette: np.ndarray) -> np.ndarray:
     """Return a palette as (K, 3) float64. Raises ValueError if it is not one."""
     if palette.dtype.kind != "f" or palette.shape[1:] != (3,) or not 2 <= len(palette) <= 256:
         raise ValueError(f"it is {palette.dtype} of shape {palette.shape}, not 2 to 256 rows of three floats")
@@ -146,3 +161,57 @@ def check_palette(palette):
     if not ((palette >= 0) & (palette <= 1)).all() or len(np.unique(palette, axis=0)) < len(palette):
         raise ValueError("its values are not all from 0 to 1, or a color occurs twice")  # the former also for NaN
     return palette
+
+
+def convert_weights(net: Network, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict, ours or the handout's, as one that fits a network. Raises ValueError or RuntimeError.
+
+    The handout's decoder upsamples before batch norm, so batch norm is layer 2 of its stages, not layer 1.
+    """
+    state_dict = {re.sub(r"^(upconv\d)\.2\.", r"\1.1.", name): value for name, value in state_dict.items()}
+    for name in net.state_dict():
+        if name.endswith("num_batches_tracked"):
+            state_dict.setdefault(name, torch.tensor(0, device="cpu"))  # the handout's files are older than these
+    net.load_state_dict({name: value.to("meta") for name, value in state_dict.items()})  # compares names and shapes
+    for name, value in state_dict.items():
+        if value.untyped_storage().nbytes() < value.nbytes:
+            raise ValueError(f"{name} claims to be larger than it is")
+    check_values(state_dict)
+    return state_dict
+
+
+def check_values(state_dict: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a value is not finite as float32, or is a negative variance or number of steps."""
+    for name, value in state_dict.items():
+        nonnegative = any(part in name for part in ("running_var", "exp_avg_sq", "steps"))
+        if not value.float().isfinite().all() or (nonnegative and (value < 0).any()):
+            raise ValueError(f"{name} is not finite, or a negative variance: its training diverged")
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically. Raises UserError if that fails."""
+    palette = torch.from_numpy(checkpoint.palette) if checkpoint.palette is not None else None
+    state_dict = {name: value.cpu().contiguous() for name, value in checkpoint.state_dict.items()}
+    write_torch_file(path, vars(checkpoint) | {"format": FORMAT, "palette": palette, "state_dict": state_dict})
+
+
+def file_name(model: str, kernel: int, num_filters: int) -> str:
+    """Return the default file name of such a network's checkpoint."""
+    _, stem = NETWORKS[model]
+    return f"{stem}_k{kernel}_f{num_filters}.pkl"
+
+
+def pretrained_path(
+    model: str | None = None, kernel: int | None = None, num_filters: int | None = None, photographs: bool = False
+) -> Path:
+    """Return the path of a network's shipped weights; None selects a default. Raises UserError if there are none.
+
+    With `photographs`, and nothing else named, it is the network that was trained on photographs.
+    """
+    name = file_name(model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS)
+    if photographs and not (model or kernel or num_filters):
+        name = PHOTOGRAPH_WEIGHTS
+    path = PROJECT / "weights" / name
+    if not path.exists():
+        raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file with --checkpoint")
+    return path

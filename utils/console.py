@@ -4,17 +4,18 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
 class UserError(Exception):
     """A problem that the user can solve; the one-line message says what is wrong and what to do."""
 
-    def __init__(self, message):
+    def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
 
 
-def run(main):
+def run_script(main: Callable[[list[str]], None]) -> None:
     """Call main(argv) and exit: with code 2 and one line on a UserError, 130 on Ctrl-C, 141 on a closed pipe."""
     warnings.filterwarnings("ignore", module="PIL")  # about unusual images, which load anyway
     script = Path(sys.argv[0]).name
@@ -43,7 +44,7 @@ def run(main):
         sys.exit(130)
 
 
-def print_table(columns, rows):
+def print_table(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
     """Print a table with aligned columns, which is valid Markdown."""
     rows = [list(map(str, row)) for row in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*rows)]

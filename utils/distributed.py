@@ -6,6 +6,7 @@ torchrun starts the processes and passes each its rank in the environment. Only 
 import os
 import re
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -18,7 +19,7 @@ DOWNLOAD_TIMEOUT = timedelta(hours=12)
 TIMEOUT = timedelta(minutes=10)  # the run ends after this long without a reply from another process
 
 
-def choose_device(name):
+def choose_device(name: str | None) -> torch.device:
     """Return the torch device called `name`; None means CUDA if there is a GPU, else the CPU."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -30,11 +31,11 @@ def choose_device(name):
             raise UserError(
                 f"--device {name}: no such GPU on this machine; leave the flag out or start fewer processes"
             )
-        torch.cuda.set_device(device.index or 0)  # the one of streams and graphs
+        torch.cuda.set_device(device.index or 0)  # that of tensors without a number
     return device
 
 
-def setup(device_name, several=True):
+def setup(device_name: str | None, several: bool = True) -> torch.device:
     """Return this process's device, on CUDA its own GPU; join the group if torchrun started it. Raises UserError."""
     device = choose_device(device_name)
     if not dist.is_torchelastic_launched():
@@ -49,39 +50,31 @@ def setup(device_name, several=True):
     return device
 
 
-def cleanup():
+def cleanup() -> None:
     """Destroy the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def rank():
+def rank() -> int:
     """Return this process's rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world_size():
+def world_size() -> int:
     """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def all_reduce_sum(tensor):
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Return the sum of all processes' tensors, which must have the same shape."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def broadcast_object_from_rank0(value):
-    """Return rank 0's value, which pickle can copy; what the other ranks pass is not used."""
-    values = [value]
-    if world_size() > 1:
-        dist.broadcast_object_list(values, 0)
-    return values[0]
-
-
 @contextmanager
-def local_rank0_first():
+def local_rank0_first() -> Iterator[None]:
     """Let the first process of each machine run the block before the others, for instance to download."""
     is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     group = dist.new_group(backend="gloo", timeout=DOWNLOAD_TIMEOUT) if world_size() > 1 else None

@@ -6,8 +6,10 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from utils.console import UserError
 
@@ -15,7 +17,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def reading(path, kind, advice):
+def report_read_errors(path: Path, kind: str, advice: str) -> Iterator[None]:
     """Turn any error of the block, which reads the file `path`, into a UserError that ends with some advice."""
     try:
         yield
@@ -26,7 +28,7 @@ def reading(path, kind, advice):
 
 
 @contextmanager
-def atomic_write(path, mode="xb"):
+def atomic_write(path: Path, mode: str = "xb") -> Iterator[IO]:
     """Open a temporary file beside `path` that replaces it when the block succeeds; a failure leaves it as it was.
 
     Missing folders are created. Raises UserError if the file cannot be written.
@@ -48,18 +50,18 @@ def atomic_write(path, mode="xb"):
             temporary.unlink()
 
 
-def temporary_path(path):
+def temporary_path(path: Path) -> Path:
     """Return the path of a new temporary file beside `path`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 
-def write_json(path, content):
+def write_json(path: Path, content: dict) -> None:
     """Write plain containers as JSON, atomically."""
     with atomic_write(path, "x") as file:
         json.dump(content, file, indent=1)
 
 
-def check_targets(targets, inputs=()):
+def check_targets(targets: Iterable[Path], inputs: Iterable[Path | None] = ()) -> None:
     """Raise UserError unless all `targets` can be written, replacing neither each other nor an input.
 
     `inputs` are the files and the folders of images that are read; what is None or does not exist is ignored.
@@ -75,7 +77,7 @@ def check_targets(targets, inputs=()):
         seen[file_identity(target)] = "another file of this run"
 
 
-def file_identity(path):
+def file_identity(path: Path) -> object:
     """Return what two paths share if they name one file, also on file systems that ignore the case of names."""
     with suppress(OSError):  # it need not exist
         status = os.stat(path)
@@ -84,7 +86,7 @@ def file_identity(path):
     return os.path.realpath(path).casefold()
 
 
-def check_writable(path):
+def check_writable(path: Path) -> None:
     """Raise UserError unless `path` can be written, its folder made if needed; delete what a killed process left."""
     path = Path(os.path.realpath(path))
     if os.path.exists(path) and not os.path.isfile(path):
@@ -103,7 +105,7 @@ def check_writable(path):
 
 
 @contextmanager
-def new_file(path):
+def new_file(path: Path) -> Iterator[Path]:
     """Yield `path`, numbered if it exists, reserved by an empty file that a failure removes. Raises UserError."""
     unique = path = Path(path)
     try:

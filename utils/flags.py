@@ -1,19 +1,41 @@
 """Command-line flags shared by several scripts, which pass the defaults and the choices."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from utils.checkpoint import COLORS, KERNEL, MODEL, NUM_FILTERS
 from utils.console import UserError
 
-TRAINING_FLAGS = ("epochs", "batch_size", "learning_rate", "augment", "precision", "plot", "resume", "start_from")
-TRAINING_FLAGS += ("rebalance", "picture_weight")  # of the classifiers
+ARCHITECTURE = {"model", "colors", "kernel", "num_filters", "checkpoint", "out_dir", "device"}
+IMAGES = {"data", "category", "holdout"}
+DECODING = {"working_size", "temperature"}
+TRAINING = {"epochs", "batch_size", "learning_rate", "augment", "precision", "plot", "resume", "start_from"}
+TRAINING |= {"rebalance", "picture_weight", "seed"}
+USED_FLAGS = {  # by what a script does: the flags that have an effect
+    "training": ARCHITECTURE | IMAGES | DECODING | TRAINING,
+    "--valid": ARCHITECTURE | IMAGES | DECODING | {"valid", "json", "seed"},
+    "--valid without --colors K": ARCHITECTURE | IMAGES | DECODING | {"valid", "json"},
+    "--colorize": ARCHITECTURE | IMAGES | DECODING | {"colorize", "seed"},
+    "--colorize without --colors K": ARCHITECTURE | DECODING | {"colorize"},
+    "validation (training needs --epochs)": ARCHITECTURE | IMAGES | {"valid", "json"},
+    "an image file": ARCHITECTURE | {"image"},
+}
 
 
-def add_number(group, *names, low, high, text, default=None, metavar="N", **more):
+def add_number(
+    group: argparse._ActionsContainer,
+    *names: str,
+    low: float,
+    high: float,
+    text: str,
+    default: float | None = None,
+    metavar: str = "N",
+    **more: str,
+) -> None:
     """Add a flag that takes a number from `low` to `high`, of the default's type; without a default, an integer."""
 
-    def number(word):  # argparse calls it by this name
+    def number(word: str) -> float:  # argparse calls it by this name
         value = int(word) if default is None else type(default)(word)
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{word!r} is not a number from {low} to {high}")
@@ -23,15 +45,15 @@ def add_number(group, *names, low, high, text, default=None, metavar="N", **more
     group.add_argument(*names, type=number, default=default, metavar=metavar, help=text, **more)
 
 
-def reject_flags(parser, args, mode, useless):
-    """End with an error if a flag named in `useless`, which has no effect in this mode, differs from its default."""
-    for name in useless:
-        if getattr(args, name, None) != parser.get_default(name):  # both None for another script's flag
+def reject_unused_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, mode: str) -> None:
+    """Raise UserError if a flag that has no effect in this mode of USED_FLAGS differs from its default."""
+    for name, value in vars(args).items():
+        if name not in USED_FLAGS[mode] and value != parser.get_default(name):
             flag = name.replace("learning", "learn").replace("_", "-")
             raise UserError(f"--{flag} has no effect with {mode}; remove it")
 
 
-def add_action_flags(parser, default="train"):
+def add_action_flags(parser: argparse.ArgumentParser, default: str = "train") -> argparse._ArgumentGroup:
     """Add the flags that choose an action other than the default one; return their group."""
     group = parser.add_argument_group(f"action (default: {default})")
     group.add_argument("--valid", action="store_true", help="evaluate a checkpoint and draw samples; no training")
@@ -41,7 +63,9 @@ def add_action_flags(parser, default="train"):
     return group
 
 
-def add_network_flags(parser, checkpoint_help, models=None):
+def add_network_flags(
+    parser: argparse.ArgumentParser, checkpoint_help: str, models: Iterable[str] | None = None
+) -> None:
     """Add the flags that describe a network; --model and --colors only for scripts with a choice of networks."""
     group = parser.add_argument_group("network (a checkpoint records these settings; they need not be repeated)")
     if models:
@@ -56,17 +80,17 @@ def add_network_flags(parser, checkpoint_help, models=None):
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help=checkpoint_help)
 
 
-def add_image_flags(parser, source, classes):
-    """Add the flags that choose the images; return their group."""
+def add_image_flags(parser: argparse.ArgumentParser, defaults: dict, classes: list[str]) -> argparse._ArgumentGroup:
+    """Add the flags that choose the images; return their group. `defaults` are those of an ImageSource."""
     group = parser.add_argument_group("images")
     kinds = "cifar10, sample (two photographs), a folder (images or CIFAR-10) or an .npy file (default: %(default)s)"
-    group.add_argument("--data", default=source.name, metavar="NAME|PATH", help=kinds)
+    group.add_argument("--data", default=defaults["location"], metavar="NAME|PATH", help=kinds)
     text = "class of CIFAR-10, or all classes (default: %(default)s)"
-    group.add_argument("--category", choices=[*classes, "all"], default=source.category, help=text)
+    group.add_argument("--category", choices=[*classes, "all"], default=defaults["category"], help=text)
     return group
 
 
-def add_output_flags(parser):
+def add_output_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the flags for the output and the device; return the output group."""
     group = parser.add_argument_group("output")
     text = "folder for the output files (default: %(default)s)"
@@ -76,23 +100,25 @@ def add_output_flags(parser):
     return group
 
 
-def add_training_flags(parser, config, source, classes, transforms):
-    """Add the flags of training and validation, with the defaults of a TrainingConfig and an ImageSource."""
-    group = add_image_flags(parser, source, classes)
+def add_training_flags(
+    parser: argparse.ArgumentParser, defaults: dict, classes: list[str], transforms: Iterable[str]
+) -> None:
+    """Add the flags of training and validation, with the defaults of an ImageSource and a TrainingConfig."""
+    group = add_image_flags(parser, defaults, classes)
     text = "leave N images of each class out of training and validate on them; 0: on the test images"
-    add_number(group, "--holdout", default=source.holdout, low=0, high=10**6, text=text)
+    add_number(group, "--holdout", default=defaults["holdout"], low=0, high=10**6, text=text)
 
     group = parser.add_argument_group("training")
-    text = "passes over the training images" + ("" if config.epochs else "; without this flag, validate only")
-    add_number(group, "-e", "--epochs", default=config.epochs, low=1, high=10_000, text=text)
-    add_number(group, "-b", "--batch-size", default=config.batch_size, low=2, high=100_000, text="images per step")
-    rate = {"default": config.learning_rate, "low": 1e-8, "high": 10, "text": "peak learning rate"}
+    text = "passes over the training images" + ("" if defaults["epochs"] else "; without this flag, validate only")
+    add_number(group, "-e", "--epochs", default=defaults["epochs"], low=1, high=10_000, text=text)
+    add_number(group, "-b", "--batch-size", default=defaults["batch_size"], low=2, high=100_000, text="images per step")
+    rate = {"default": defaults["learning_rate"], "low": 1e-8, "high": 10, "text": "peak learning rate"}
     add_number(group, "-l", "--learn-rate", **rate, metavar="RATE", dest="learning_rate")
-    add_number(group, "-s", "--seed", default=config.seed, low=0, high=2**32 - 1, text="random seed")
-    text = f"random transforms of training images; without names: none (default: {' '.join(config.augment)})"
-    group.add_argument("--augment", nargs="*", choices=transforms, default=config.augment, help=text)
+    add_number(group, "-s", "--seed", default=defaults["seed"], low=0, high=2**32 - 1, text="random seed")
+    text = f"random transforms of training images; without names: none (default: {' '.join(defaults['augment'])})"
+    group.add_argument("--augment", nargs="*", choices=transforms, default=defaults["augment"], help=text)
     text = "arithmetic of training; auto: bf16 if the hardware supports it, else fp32 (default: %(default)s)"
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default=config.precision, help=text)
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default=defaults["precision"], help=text)
 
     group = add_output_flags(parser)
     group.add_argument("--plot", action="store_true", help="also draw samples after every epoch")

@@ -2,7 +2,8 @@
 
 import pickle
 from collections import OrderedDict
-from typing import ClassVar
+from collections.abc import Callable
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -10,7 +11,7 @@ import numpy as np
 class PickledArray:
     """Stands in for numpy.ndarray while unpickling, so that a file cannot call into numpy."""
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: tuple) -> None:
         """Set `array`. Raises ValueError unless it is a plain array of bytes, floats or objects."""
         _, shape, dtype, fortran_order, content = state
         if fortran_order:
@@ -22,12 +23,12 @@ class PickledArray:
 class PickledDtype:
     """Stands in for numpy.dtype while unpickling; keeps only the type's name."""
 
-    def __init__(self, code, *_):
+    def __init__(self, code: str | bytes, *_: object):
         self.code = code.decode() if isinstance(code, bytes) else code
         if self.code not in ("u1", "f8", "O8"):
             raise ValueError("an array of another type")
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: tuple) -> None:
         if state[1] not in (b"|", b"<", "|", "<"):
             raise ValueError("big-endian numbers are not supported")
 
@@ -58,27 +59,27 @@ class RestrictedUnpickler(pickle._Unpickler):
     }
     dispatch: ClassVar = {opcode: pickle._Unpickler.dispatch[opcode] for opcode in OPCODES}
 
-    def __init__(self, file):
+    def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding="bytes")
         self.sizes = {}  # the number of elements of each storage of tensors
 
-    def load_get(self, load):
+    def load_get(self, load: Callable) -> None:
         load(self)
         if isinstance(self.stack[-1], (dict, list, tuple, PickledArray)):
             raise pickle.UnpicklingError("a container that occurs twice")
 
-    def load_setitem(self):
+    def load_setitem(self) -> None:
         self.set_items([self.stack.pop(-2), self.stack.pop()])
 
-    def load_setitems(self):
+    def load_setitems(self) -> None:
         self.set_items(self.pop_mark())
 
-    def set_items(self, items):
+    def set_items(self, items: list) -> None:
         if not all(type(key) in (bytes, str) or (type(key) is int and abs(key) < 1 << 31) for key in items[::2]):
             raise pickle.UnpicklingError("a key that is neither a string nor a small integer")
         self.stack[-1].update(zip(items[::2], items[1::2]))
 
-    def load_build(self):
+    def load_build(self) -> None:
         if not isinstance(self.stack[-2], (OrderedDict, PickledArray, PickledDtype)):
             raise pickle.UnpicklingError("a state for an object that has none")
         super().load_build()
@@ -91,7 +92,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         pickle.BUILD[0]: load_build,
     }
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> object:
         wanted = f"{module}.{name}"
         if module == "torch" and name.endswith("Storage"):
             return None
@@ -99,11 +100,11 @@ class RestrictedUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it asks for {wanted}, which such a file does not need")
         return self.stand_ins[wanted]
 
-    def persistent_load(self, saved_id):
+    def persistent_load(self, saved_id: tuple) -> None:
         _, _, key, _, size, *_ = saved_id
         self.sizes[int(key)] = max(0, size)  # an integer, since PyTorch ignores the case of names
 
 
-def unpickle(file):
+def unpickle(file: IO[bytes]) -> Any:
     """Read one pickle of containers, arrays and tensors; Python 2's strings are returned as bytes, tensors as None."""
     return RestrictedUnpickler(file).load()

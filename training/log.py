@@ -1,0 +1,158 @@
+"""The files of a training run: what is written after every epoch, and how an interrupted run is resumed."""
+
+import csv
+import math
+import platform
+import reprlib
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import ImageSource
+from pictures.plots import save_curve
+from training.evaluation import format_metrics
+from utils import distributed
+from utils.checkpoint import Checkpoint, file_name, save_checkpoint
+from utils.console import UserError
+from utils.files import PROJECT, atomic_write, check_targets, report_read_errors, write_json
+from utils.torch_files import read_torch_file, write_torch_file
+
+STATE_FORMAT = "colorization training state 4"
+SUFFIXES = (".csv", ".json", ".state", "_curve.png", "_images.png")  # of a run's files in its output folder
+
+
+class RunLog:
+    """Writes a run's files after every epoch; `history` is the list of the epochs' metrics.
+
+    Files: the weights of the last and best epoch, the history (.csv), what it takes to repeat (.json), resume (.state).
+    The weights go to `path`; None means a file in `out_dir` named after the network. `settings` are those that a
+    resumed run must share. Raises UserError if a file cannot be written, or would replace another or one of `inputs`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        settings: dict,
+        out_dir: Path,
+        path: Path | None = None,
+        inputs: Iterable[Path | None] = (),
+    ):
+        self.checkpoint, self.settings, self.out_dir = checkpoint, settings, out_dir
+        self.path = path or out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
+        self.best_path = self.path.parent / f"{self.path.stem}_best.pkl"
+        self.history: list[dict] = []
+        if self.path.resolve().parent == PROJECT / "weights":
+            advice = "training does not write to weights/, which has the shipped files; name another file"
+            raise UserError(f"{self.path}: {advice}")
+        check_targets((self.path, self.best_path, *map(self.path_for, SUFFIXES)), inputs)
+
+    def path_for(self, suffix: str) -> Path:
+        """Return the path of the run's file with this suffix."""
+        return self.out_dir / f"{self.path.stem}{suffix}"
+
+    def write(self, epoch_metrics: dict, weights: dict[str, Tensor], trainer_state: dict) -> None:
+        """Write the files after an epoch, and print its line."""
+        history = [*self.history, epoch_metrics]
+        if distributed.rank() == 0:
+            epoch = epoch_metrics["epoch"]
+            checkpoint = replace(self.checkpoint, epoch=epoch, metrics=epoch_metrics, state_dict=weights)
+            save_checkpoint(self.path, checkpoint)
+            if epoch_metrics["valid_loss"] == min(earlier["valid_loss"] for earlier in history):
+                save_checkpoint(self.best_path, checkpoint)
+            with atomic_write(self.path_for(".csv"), "x") as file:
+                writer = csv.DictWriter(file, epoch_metrics, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(history)
+            progress = {"epochs_done": epoch, "seconds": sum(earlier["seconds"] for earlier in history)}
+            write_json(self.path_for(".json"), self.settings | environment(weights) | progress)
+            state = {"format": STATE_FORMAT, "settings": self.settings, "history": history, "trainer": trainer_state}
+            write_torch_file(self.path_for(".state"), state)
+        self.history = history  # the epoch is complete only now
+        line = f"epoch {epoch_metrics['epoch']:3}/{self.settings['epochs']}"
+        line += f"   training loss {epoch_metrics['train_loss']:.5f}   {self.last_metrics()}"
+        print(f"{line}   {epoch_metrics['seconds']:.1f} s", flush=True)
+
+    def what_is_saved(self) -> str:
+        """Return in words which weights the run has saved."""
+        return f"{self.path} has the weights of epoch {len(self.history)}" if self.history else "no checkpoint was saved"
+
+    def how_to_continue(self) -> str:
+        """Return in words what is saved of an interrupted run, and how to go on."""
+        if not self.history:
+            return "no epoch was complete, so nothing is saved"
+        done = f"epoch {len(self.history)} of {self.settings['epochs']} is saved"
+        return f"{done}; to continue, repeat the command with --resume"
+
+    def last_metrics(self) -> str:
+        """Return the last epoch's validation metrics as a line of text."""
+        return format_metrics(self.history[-1]["valid_loss"], self.history[-1].get("valid_accuracy"))
+
+    def finish(self) -> None:
+        """Draw the curve of the complete run, and say where its files are."""
+        title = f"{self.checkpoint.model}, {self.checkpoint.data}, epoch {len(self.history)}"
+        save_curve(self.path_for("_curve.png"), title, self.history)
+        print(f"saved {self.path}, {self.best_path}; {', '.join(str(self.path_for(ending)) for ending in SUFFIXES)}")
+
+    def resume(self, load_trainer: Callable[[dict], None]) -> None:
+        """Read the history of the interrupted run, and have its trainer's state loaded.
+
+        Raises UserError if the file is missing or damaged, or other settings were used.
+        """
+        path = self.path_for(".state")
+        content = read_torch_file(path, "training state", "check --out-dir, or train without --resume")
+        if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
+            raise UserError(f"{path}: not a training state of this version; train without --resume")
+        with report_read_errors(path, "training state", "train without --resume"):
+            difference = settings_difference(content["settings"], self.settings)
+            history = content["history"]
+            check_history(history, self.settings["epochs"])
+            if not difference:
+                load_trainer(content["trainer"])
+        if difference:
+            raise UserError(f"{path}: cannot resume with other settings: {difference}")
+        self.history = history
+
+
+def settings_difference(earlier: dict, settings: dict) -> str | None:
+    """Return in words what differs first between the settings of two runs, if anything."""
+    for name, value in settings.items():
+        if earlier.get(name) != value:
+            difference = f"{name.replace('_', ' ')} was {reprlib.repr(earlier.get(name))} and is now {value!r}"
+            return {"palette": "another palette", "data_sha256": "other images"}.get(name, difference)
+    return None
+
+
+def check_history(history: list[dict], epochs: int) -> None:
+    """Raise an exception unless a history has all metrics of consecutive epochs, at most as many as the run has."""
+    names = {*history[0], "train_loss", "valid_loss", "seconds"}
+    for epoch, epoch_metrics in enumerate(history, 1):
+        complete = epoch_metrics["epoch"] == epoch and epoch_metrics.keys() == names
+        if not complete or not all(map(math.isfinite, epoch_metrics.values())) or epoch > epochs:
+            raise ValueError("an epoch is missing or incomplete, or there are too many")
+
+
+def run_settings(checkpoint: Checkpoint, source: ImageSource, start_from: Path | None) -> dict:
+    """Return what a run starts from: its network, its palette and where its images come from."""
+    settings = {name: getattr(checkpoint, name) for name in ("model", "kernel", "num_filters")}
+    settings |= {"data": str(source), "holdout": source.holdout, "start_from": start_from and str(start_from)}
+    if source.is_album:
+        settings["working_size"] = source.working_size
+    return settings | {"palette": checkpoint.palette.tolist() if checkpoint.palette is not None else None}
+
+
+def environment(weights: dict[str, Tensor]) -> dict:
+    """Return the command, and what it runs on."""
+    device = next(iter(weights.values())).device
+    return {
+        "command": shlex.join(sys.argv),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": distributed.world_size(),
+    }

@@ -1,0 +1,55 @@
+"""Files of torch.save: written atomically, and read so that a hostile one can do nothing."""
+
+import io
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+from utils.files import atomic_write, report_read_errors
+from utils.unpickling import RestrictedUnpickler
+
+MAX_PICKLE = 4 << 20  # bytes of a file's containers; the numbers of its tensors come after them
+
+
+def write_torch_file(path: Path, content: dict) -> None:
+    """Write containers of tensors atomically. Raises UserError if that fails."""
+    buffer = io.BytesIO()  # so that a full disk raises OSError, not an error of torch.save's
+    torch.save(content, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def read_torch_file(path: Path, kind: str, advice: str) -> object:
+    """Load a file of plain containers of tensors, and nothing else. The arguments are report_read_errors()'s."""
+    with report_read_errors(path, kind, advice), warnings.catch_warnings(action="ignore"):
+        return torch.load(check_torch_file(Path(path).read_bytes()), map_location="cpu", weights_only=True)
+
+
+def check_torch_file(raw: bytes) -> io.BytesIO:
+    """Return the bytes of a file of torch.save's as a stream that is safe to load.
+
+    torch.load(weights_only=True) runs no code that a file names, but a small file can fill the memory or run forever.
+    Raises ValueError, UnpicklingError or whatever else the broken parts of a file lead to.
+    """
+    stream = io.BytesIO(raw[:MAX_PICKLE])
+    if raw[:4] != b"PK\3\4":  # the format before PyTorch 1.6, that of the handout: five pickles, then the storages
+        unpicklers = [RestrictedUnpickler(stream) for _ in range(5)]
+        *_, keys = [unpickler.load() for unpickler in unpicklers]
+        sizes = unpicklers[3].sizes
+        if sum(sizes.values()) > len(raw) or sorted(map(int, keys)) != sorted(sizes):
+            raise ValueError("its tensors claim to be larger than the file")
+        return io.BytesIO(raw)
+    source, stream = zipfile.ZipFile(io.BytesIO(raw)), io.BytesIO()
+    parts = source.infolist()
+    if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > len(raw):
+        raise ValueError("its parts claim to be larger than the file")  # torch.save does not compress
+    with zipfile.ZipFile(stream, "w") as target:  # written again, so that PyTorch reads the parts checked here
+        for part in parts:
+            content = source.read(part)
+            if part.filename.lower().endswith("data.pkl"):
+                RestrictedUnpickler(io.BytesIO(content[:MAX_PICKLE])).load()
+            target.writestr(zipfile.ZipInfo(part.filename), content)
+    stream.seek(0)
+    return stream
