@@ -21,7 +21,7 @@ from utils.checkpoint import load_network, pretrained_path
 from utils.console import UserError, run_script
 from utils.distributed import choose_device
 from utils.files import check_targets
-from utils.flags import add_image_flags, add_network_flags, add_output_flags, reject_unused_flags
+from utils.flags import add_image_flags, add_network_flags, add_output_flags, architecture_of, reject_unused_flags
 
 
 def is_number(name: str) -> bool:
@@ -32,7 +32,7 @@ def is_number(name: str) -> bool:
 def load_image(name: str, source: ImageSource) -> tuple[Tensor, str]:
     """Return (an image, uint8 (1, 3, 32, 32), its name), given the index of a test image or an image file."""
     if not is_number(name):
-        return load_square(name)[None], Path(name).stem
+        return load_square(Path(name))[None], Path(name).stem
     images, number = source.validation_images(), int(name)
     if not 0 <= number < len(images):
         raise UserError(f"there is no test image {number}: indices run from 0 to {len(images) - 1}")
@@ -51,8 +51,8 @@ def main(argv: list[str]) -> None:
 
     device, source = choose_device(args.device), ImageSource(args.data, args.category)
     palette = palette_for(args.colors, source) if args.colors else None
-    path = args.checkpoint or pretrained_path(args.model, args.kernel, args.num_filters)
-    net, checkpoint = load_network(path, args.model, args.kernel, args.num_filters, palette)
+    path = args.checkpoint or pretrained_path(**architecture_of(args))
+    net, checkpoint = load_network(path, palette, **architecture_of(args))
     image, name = load_image(args.image, replace(source, working_size=checkpoint.working_size))
     outputs = stage_outputs(net.to(device), to_gray(image))  # name -> (1, C, H, W)
 

@@ -20,8 +20,6 @@ from utils import distributed, flags
 from utils.checkpoint import load_network, new_network, pretrained_path
 from utils.console import run_script
 
-MODEL = "RegressionCNN"
-
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,6 +27,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     flags.add_network_flags(parser, "file to save; without -e: file to load (default: the shipped weights)")
     defaults = asdict(ImageSource()) | asdict(TrainingConfig(epochs=0))
     flags.add_training_flags(parser, defaults, CLASSES, AUGMENTATIONS)
+    parser.set_defaults(model="RegressionCNN")
     args = parser.parse_args(argv)
     mode = "--valid" if args.valid else "training" if args.epochs else "validation (training needs --epochs)"
     flags.reject_unused_flags(parser, args, mode)
@@ -49,9 +48,9 @@ def main(argv: list[str]) -> None:
 def train(args: argparse.Namespace, source: ImageSource) -> None:
     device = distributed.setup(args.device)
     if args.start_from:
-        net, checkpoint = load_network(args.start_from, MODEL, args.kernel, args.num_filters)
+        net, checkpoint = load_network(args.start_from, **flags.architecture_of(args))
     else:
-        net, checkpoint = new_network(None, MODEL, args.kernel, args.num_filters, args.seed)
+        net, checkpoint = new_network(None, args.seed, **flags.architecture_of(args))
     checkpoint = replace(checkpoint, data=str(source))
     train_set, valid_set = source.training_set(None, device), source.validation_set(None, device)
     config = TrainingConfig(**{name: value for name, value in vars(args).items() if name in asdict(TrainingConfig())})
@@ -64,8 +63,8 @@ def train(args: argparse.Namespace, source: ImageSource) -> None:
 
 def validate(args: argparse.Namespace, source: ImageSource) -> None:
     device = distributed.setup(args.device, several=False)
-    path = args.checkpoint or pretrained_path(MODEL, args.kernel, args.num_filters)
-    net, checkpoint = load_network(path, MODEL, args.kernel, args.num_filters)
+    path = args.checkpoint or pretrained_path(**flags.architecture_of(args))
+    net, checkpoint = load_network(path, **flags.architecture_of(args))
     run_validation(net.to(device), checkpoint, source, args.out_dir, json_path=args.json, inputs=[path])
 
 

@@ -69,7 +69,7 @@ def train(args: argparse.Namespace) -> None:
         net, checkpoint = load(args, args.start_from, source)
     else:
         palette = palette_for(args.colors or str(COLORS), source, args.seed)
-        net, checkpoint = new_network(palette, args.model, args.kernel, args.num_filters, args.seed)
+        net, checkpoint = new_network(palette, args.seed, **flags.architecture_of(args))
     checkpoint = replace(checkpoint, data=str(source), working_size=args.working_size or checkpoint.working_size)
     source = replace(source, working_size=checkpoint.working_size)
     train_set = source.training_set(checkpoint.palette, device)
@@ -86,7 +86,7 @@ def train(args: argparse.Namespace) -> None:
 def validate(args: argparse.Namespace) -> None:
     device = distributed.setup(args.device, several=False)
     source = image_source(args)
-    path = args.checkpoint or pretrained_path(args.model, args.kernel, args.num_filters, photographs=source.is_album)
+    path = args.checkpoint or pretrained_path(photographs=source.is_album, **flags.architecture_of(args))
     net, checkpoint = load(args, path, source)
     source = replace(source, working_size=checkpoint.working_size)
     inputs = path, palette_file(args.colors, source)
@@ -96,7 +96,7 @@ def validate(args: argparse.Namespace) -> None:
 def colorize(args: argparse.Namespace) -> None:
     device = distributed.setup(args.device, several=False)
     check_writable(args.out_dir / "before_and_after.png")
-    path = args.checkpoint or pretrained_path(args.model, args.kernel, args.num_filters, photographs=True)
+    path = args.checkpoint or pretrained_path(photographs=True, **flags.architecture_of(args))
     net, checkpoint = load(args, path, ImageSource(args.data, args.category, args.holdout))
     print(checkpoint)
     size = args.working_size or checkpoint.working_size
@@ -117,7 +117,7 @@ def load(args: argparse.Namespace, path: Path, source: ImageSource) -> tuple[Net
     The source is that of the images which a palette of --colors K is fitted to.
     """
     palette = palette_for(args.colors, source, args.seed) if args.colors else None
-    net, checkpoint = load_network(path, args.model, args.kernel, args.num_filters, palette)
+    net, checkpoint = load_network(path, palette, **flags.architecture_of(args))
     if not checkpoint.is_classifier:
         raise UserError(f"{path}: a {checkpoint.model} predicts RGB, not palette colors; use color_regression.py")
     return net, checkpoint

@@ -219,22 +219,19 @@ def nearest_color(colors: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, 
     return labels, np.sqrt(least)
 
 
-def distinct_colors(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the codes of the distinct colors, int64 (M,), and how often each occurs, int64 (M,)."""
-    counts = torch.zeros(1 << 24, dtype=torch.int64)
-    for part in images.split(10_000):
-        counts += torch.bincount(pack_rgb(part).flatten().cpu(), minlength=1 << 24)
-    codes = counts.nonzero()[:, 0]
-    return codes, counts[codes]
-
-
 def label_table(images: Tensor, palette: np.ndarray) -> Tensor:
     """Return the label of every color code, uint8 (2^24,): the index of the nearest palette color.
 
     Only colors that occur in `images`, uint8 (N, 3, H, W), are filled in; for over MAX_SCANNED_IMAGES, all (faster).
     """
+    if len(images) > MAX_SCANNED_IMAGES:
+        codes = torch.arange(1 << 24)
+    else:
+        occurs = torch.zeros(1 << 24, dtype=torch.bool)
+        for part in images.split(4096):
+            occurs[pack_rgb(part).cpu()] = True
+        codes = occurs.nonzero()[:, 0]
     table = torch.zeros(1 << 24, dtype=torch.uint8)
-    codes = torch.arange(1 << 24) if len(images) > MAX_SCANNED_IMAGES else distinct_colors(images)[0]
     for part in codes.split(1 << 13):  # chunks that fit into the CPU's cache
         table[part] = torch.from_numpy(nearest_color(unpack_rgb(part.numpy()), palette)[0])
     return table
@@ -249,7 +246,8 @@ def fit_palette(images: Tensor, num_colors: int, seed: int = 0) -> tuple[np.ndar
     from sklearn.cluster import KMeans  # slow to import, and seldom needed
     from threadpoolctl import threadpool_limits
 
-    codes, counts = distinct_colors(images)
+    codes = torch.cat([pack_rgb(part).flatten() for part in images.split(4096)])
+    codes, counts = torch.unique(codes, return_counts=True)
     colors = unpack_rgb(codes.numpy())
     if len(colors) < num_colors:
         raise UserError(f"--colors {num_colors}: the images have only {len(colors)} different colors; ask for fewer")

@@ -51,7 +51,10 @@ def load_cifar10(data_dir: Path, categories: list[str], train: bool) -> tuple[to
 
 def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return a batch file's images, uint8 (10000, 3072), and labels, (10000,). Raises UserError unless it has those."""
-    with report_read_errors(path, "batch of CIFAR-10", f"delete {path.parent} to download it again"), open(path, "rb") as file:
+    with (
+        report_read_errors(path, "batch of CIFAR-10", f"delete {path.parent} to download it again"),
+        open(path, "rb") as file,
+    ):
         batch = unpickle(file)
         images, labels = batch[b"data"].array, batch[b"labels"]
         if images.shape != (ROWS, 3 * SIZE * SIZE) or images.dtype != np.uint8:
@@ -89,7 +92,9 @@ def download(url: str, path: Path, sha256: str) -> None:
 def unpack(archive: Path, folder: Path, sha256: str) -> None:
     """Unpack only the batches of CIFAR-10's archive into `folder`, which appears when complete. Raises UserError."""
     names = [f"{FOLDER}/{name}" for name in TRAIN_FILES + TEST_FILES]
-    with report_read_errors(archive, "copy of CIFAR-10's archive", "free some disk space, or delete it to download it again"):
+    with report_read_errors(
+        archive, "copy of CIFAR-10's archive", "free some disk space, or delete it to download it again"
+    ):
         with open(archive, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise ValueError("corrupt or truncated: wrong SHA-256")

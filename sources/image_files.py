@@ -138,7 +138,9 @@ def array_images(path: str | Path, train: bool) -> torch.Tensor:
 
     The last tenth, at most 10,000 images, is for validation. The file may be larger than memory. Raises UserError.
     """
-    with report_read_errors(path, "NumPy array of images", f"save uint8 of shape (N, 3, {SIZE}, {SIZE}), N ≥ 20, with numpy.save"):
+    with report_read_errors(
+        path, "NumPy array of images", f"save uint8 of shape (N, 3, {SIZE}, {SIZE}), N ≥ 20, with numpy.save"
+    ):
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch requires a writable array
         if array.dtype != np.uint8 or array.shape[1:] != (3, SIZE, SIZE) or len(array) < 20:
             raise ValueError(f"it is {array.dtype} of shape {array.shape}")

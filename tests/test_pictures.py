@@ -14,6 +14,7 @@ from conftest import smooth_images
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from training.run import RunLog
 
 import activations
 import colorization
@@ -29,7 +30,6 @@ from pictures.decoding import (
     labels_to_rgb,
 )
 from sources import image_files
-from training.run import RunLog
 from utils.checkpoint import save_checkpoint
 from utils.console import UserError
 

@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 from test_training import CPU, PALETTE, random_images
+from training.cuda_graph import GraphedStep
 
 import colorization
 from data import ImageDataset, to_gray
 from models import create_model
 from training import loop
-from training.cuda_graph import GraphedStep
 from training.loop import Trainer, TrainingConfig, choose_precision, train
 
 SMALL = ["-e", "2", "-f", "2", "-b", "8"]

@@ -101,8 +101,14 @@ def run_validation(
     save_image_grid(path, title, {label: panel[:NUM_SAMPLES] for label, panel in panels.items()})
     print(f"saved {path}")
 
-    panels = with_reference_pictures(panels, source if json_path else None)
-    picture_metrics = measure(panels, panels["truth"], perceptual=bool(json_path))
+    gray, truth = panels["gray input"][:, :1], panels.pop("truth")
+    best = "truth in palette colors" if checkpoint.is_classifier else "prediction"
+    panels[f"{best}, over the gray"] = apply_chroma(panels[best], gray)
+    if json_path:
+        mean = to_rgb(subsample(source.training_images())).mean((0, 2, 3)).view(1, 3, 1, 1)
+        panels["mean training color, over the gray"] = apply_chroma(mean, gray)
+    panels["truth"] = truth  # last
+    picture_metrics = measure(panels, truth, perceptual=bool(json_path))
     print_metrics(picture_metrics)
     if json_path:
         described = {"model": checkpoint.model, "data": str(source), **metrics, "temperature": temperature}
@@ -110,23 +116,7 @@ def run_validation(
         print(f"saved {json_path}")
 
 
-def with_reference_pictures(panels: dict[str, Tensor], source: ImageSource | None) -> dict[str, Tensor]:
-    """Return rows of pictures with further ones that help to judge them; the truth comes last.
-
-    With a source, also the mean color of its training images over the gray.
-    """
-    gray, truth = panels["gray input"][:, :1], panels["truth"]
-    more = {}
-    for label in ("prediction", "truth in palette colors"):
-        if label in panels:
-            more[f"{label}, over the gray"] = apply_chroma(panels[label], gray)
-    if source:
-        mean = to_rgb(subsample(source.training_images())).mean((0, 2, 3)).view(1, 3, 1, 1)
-        more["mean training color, over the gray"] = apply_chroma(mean, gray)
-    return {label: panel for label, panel in panels.items() if label != "truth"} | more | {"truth": truth}
-
-
-def draw_samples(path: Path, title: str, net: Network, dataset: ImageDataset, temperature: float) -> None:
+def draw_samples(path: Path, title: str, net: Network, dataset: ImageDataset, temperature: float = TEMPERATURE) -> None:
     """Draw the first ten images of a dataset, a network's predictions for them, and the truth."""
     images = dataset.images[:NUM_SAMPLES].to(device_of(net))
     outputs = predict(net, to_gray(images))

@@ -78,9 +78,14 @@ class RunLog:
         line += f"   training loss {epoch_metrics['train_loss']:.5f}   {self.last_metrics()}"
         print(f"{line}   {epoch_metrics['seconds']:.1f} s", flush=True)
 
+    def last_metrics(self) -> str:
+        """Return the last epoch's validation metrics as a line of text."""
+        return format_metrics(self.history[-1]["valid_loss"], self.history[-1].get("valid_accuracy"))
+
     def what_is_saved(self) -> str:
         """Return in words which weights the run has saved."""
-        return f"{self.path} has the weights of epoch {len(self.history)}" if self.history else "no checkpoint was saved"
+        epoch = len(self.history)
+        return f"{self.path} has the weights of epoch {epoch}" if epoch else "no checkpoint was saved"
 
     def how_to_continue(self) -> str:
         """Return in words what is saved of an interrupted run, and how to go on."""
@@ -88,10 +93,6 @@ class RunLog:
             return "no epoch was complete, so nothing is saved"
         done = f"epoch {len(self.history)} of {self.settings['epochs']} is saved"
         return f"{done}; to continue, repeat the command with --resume"
-
-    def last_metrics(self) -> str:
-        """Return the last epoch's validation metrics as a line of text."""
-        return format_metrics(self.history[-1]["valid_loss"], self.history[-1].get("valid_accuracy"))
 
     def finish(self) -> None:
         """Draw the curve of the complete run, and say where its files are."""
@@ -109,32 +110,22 @@ class RunLog:
         if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
             raise UserError(f"{path}: not a training state of this version; train without --resume")
         with report_read_errors(path, "training state", "train without --resume"):
-            difference = settings_difference(content["settings"], self.settings)
-            history = content["history"]
-            check_history(history, self.settings["epochs"])
-            if not difference:
+            history, earlier = content["history"], content["settings"]
+            differing = [name for name, value in self.settings.items() if earlier.get(name) != value]
+            for epoch, metrics in enumerate(history, 1):
+                if metrics["epoch"] != epoch or not all(map(math.isfinite, metrics.values())):
+                    raise ValueError(f"the metrics of epoch {epoch} are missing or not finite")
+                if not metrics.keys() == history[0].keys() >= {"train_loss", "valid_loss", "seconds"}:
+                    raise ValueError(f"epoch {epoch} has other metrics than epoch 1")
+            if not differing and 0 < len(history) <= self.settings["epochs"]:
                 load_trainer(content["trainer"])
-        if difference:
-            raise UserError(f"{path}: cannot resume with other settings: {difference}")
+            elif not differing:
+                raise ValueError("it has no epochs, or too many")
+        for name in differing:
+            words = f"{name.replace('_', ' ')} was {reprlib.repr(earlier.get(name))} and is now {self.settings[name]!r}"
+            words = {"palette": "another palette", "data_sha256": "other images"}.get(name, words)
+            raise UserError(f"{path}: cannot resume with other settings: {words}")
         self.history = history
-
-
-def settings_difference(earlier: dict, settings: dict) -> str | None:
-    """Return in words what differs first between the settings of two runs, if anything."""
-    for name, value in settings.items():
-        if earlier.get(name) != value:
-            difference = f"{name.replace('_', ' ')} was {reprlib.repr(earlier.get(name))} and is now {value!r}"
-            return {"palette": "another palette", "data_sha256": "other images"}.get(name, difference)
-    return None
-
-
-def check_history(history: list[dict], epochs: int) -> None:
-    """Raise an exception unless a history has all metrics of consecutive epochs, at most as many as the run has."""
-    names = {*history[0], "train_loss", "valid_loss", "seconds"}
-    for epoch, epoch_metrics in enumerate(history, 1):
-        complete = epoch_metrics["epoch"] == epoch and epoch_metrics.keys() == names
-        if not complete or not all(map(math.isfinite, epoch_metrics.values())) or epoch > epochs:
-            raise ValueError("an epoch is missing or incomplete, or there are too many")
 
 
 def run_settings(checkpoint: Checkpoint, source: ImageSource, start_from: Path | None) -> dict:

@@ -4,14 +4,12 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from data import ImageDataset, subsample, to_gray
@@ -20,12 +18,10 @@ from pictures.decoding import TEMPERATURE, chroma_error, palette_tensor
 from training.augmentation import augment
 from training.evaluation import cross_entropy, draw_samples, evaluate
 from training.log import RunLog
-from training.optim import Adam, MuonWithAdam, WeightAverage, one_cycle
+from training.optim import MuonAdam, WeightAverage, one_cycle, split_parameters
 from utils import distributed
 from utils.checkpoint import check_values
 from utils.console import UserError
-
-STATISTICS_IMAGES = 500  # that batch norm's statistics of the averaged weights are computed from
 
 
 @dataclass(frozen=True)
@@ -50,45 +46,32 @@ def run_training(
 
     `resume` continues the interrupted run of the same files; `plot` draws samples after every epoch. Raises UserError.
     """
-    config, net, model = trainer.config, trainer.averaged_model, log.checkpoint.model
+    config, net, name = trainer.config, trainer.averaged_model, f"{log.checkpoint.model}, {log.checkpoint.data}"
     if resume:
         log.resume(trainer.load_state_dict)
-    print(f"{log.checkpoint}\n{describe_run(trainer, valid_set, log.checkpoint.data)}", flush=True)
+    counts = f"{len(trainer.dataset):,} training and {len(valid_set):,} validation images"
+    print(f"{log.checkpoint}\n{counts} of {log.checkpoint.data}, on {trainer}", flush=True)
     try:
         for epoch in range(len(log.history) + 1, config.epochs + 1):
             start = time.perf_counter()
-            train_loss = trainer.train_epoch(epoch)
-            valid_metrics = evaluate(net, valid_set)
-            check_finite(net, valid_metrics["loss"], epoch)
-            epoch_metrics = {"epoch": epoch, "train_loss": train_loss}
-            epoch_metrics |= {f"valid_{name}": value for name, value in valid_metrics.items()}
-            epoch_metrics["learning_rate"] = config.learning_rate * one_cycle(epoch / config.epochs)
-            epoch_metrics["seconds"] = time.perf_counter() - start
-            log.write(epoch_metrics, net.state_dict(), trainer.state_dict())
+            metrics = {"epoch": epoch, "train_loss": trainer.train_epoch(epoch)}
+            metrics |= {f"valid_{metric}": value for metric, value in evaluate(net, valid_set).items()}
+            metrics["learning_rate"] = config.learning_rate * one_cycle(epoch / config.epochs)
+            metrics["seconds"] = time.perf_counter() - start
+            if not all(math.isfinite(value) for value in metrics.values()):
+                raise FloatingPointError(f"the loss or the weights are no longer finite after epoch {epoch}")
+            log.write(metrics, net.state_dict(), trainer.state_dict())
             if plot:
-                title = f"{model} after epoch {epoch}"
-                draw_samples(log.path_for(f"_epoch{epoch:03}.png"), title, net, valid_set, config.temperature)
+                path, title = log.path_for(f"_epoch{epoch:03}.png"), f"{name}, epoch {epoch}"
+                draw_samples(path, title, net, valid_set, config.temperature)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; {log.how_to_continue()}") from None
     except FloatingPointError as error:
         advice = f"train again with a --learn-rate below {config.learning_rate:g}"
         raise UserError(f"{error}; {log.what_is_saved()}: {advice}") from error
-    title = f"{model}, {log.checkpoint.data}, epoch {config.epochs}: {log.last_metrics()}"
+    title = f"{name}, epoch {config.epochs}: {log.last_metrics()}"
     draw_samples(log.path_for("_images.png"), title, net, valid_set, config.temperature)
     log.finish()
-
-
-def describe_run(trainer: "Trainer", valid_set: ImageDataset, data: str) -> str:
-    """Return a line that says on how many images and on what a run trains."""
-    several = f" in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
-    counts = f"{len(trainer.dataset):,} training and {len(valid_set):,} validation images"
-    return f"{counts} of {data}, on {trainer.device} in {trainer.precision}{several}"
-
-
-def check_finite(net: Network, loss: float, epoch: int) -> None:
-    """Raise FloatingPointError unless a network's validation loss and weights are finite."""
-    if not math.isfinite(loss) or not all(value.isfinite().all() for value in net.state_dict().values()):
-        raise FloatingPointError(f"the weights are no longer finite after epoch {epoch}")
 
 
 class Trainer:
@@ -98,13 +81,7 @@ class Trainer:
     Raises UserError if the batch size does not fit the number of images or of processes.
     """
 
-    def __init__(
-        self,
-        net: Network,
-        dataset: ImageDataset,
-        config: TrainingConfig,
-        make_optimizer: Callable[[nn.Module], Adam | MuonWithAdam] = MuonWithAdam,
-    ):
+    def __init__(self, net: Network, dataset: ImageDataset, config: TrainingConfig):
         processes = distributed.world_size()
         if config.batch_size > len(dataset):
             raise UserError(f"--batch-size {config.batch_size}: there are only {len(dataset):,} training images")
@@ -113,48 +90,42 @@ class Trainer:
         self.averaged_model, self.dataset, self.config = net, dataset, config
         self.device = device_of(net)
         self.dtype = choose_precision(config.precision, self.device)
+        self.precision = str(self.dtype).removeprefix("torch.")
         self.palette = palette_tensor(dataset.palette, self.device) if dataset.is_classification else None
-        self.class_weights = class_weights(dataset).to(self.device) if config.rebalance else None
+        self.class_weights = class_weights(dataset) if config.rebalance else None
         self.raw_model: nn.Module = copy.deepcopy(net)
         if processes > 1 and self.device.type == "cuda":
             self.raw_model = nn.SyncBatchNorm.convert_sync_batchnorm(self.raw_model)
         self.model = nn.parallel.DistributedDataParallel(self.raw_model) if processes > 1 else self.raw_model
-        self.optimizer = make_optimizer(self.raw_model)
+        self.optimizer = MuonAdam(*split_parameters(self.raw_model))
         self.average = WeightAverage(self.averaged_model, self.raw_model)
-
-    @property
-    def precision(self) -> str:
-        """The name of the number format of the forward pass."""
-        return str(self.dtype).removeprefix("torch.")
-
-    def settings(self) -> dict:
-        """Return what a resumed run must share with this one: all that its steps depend on, as plain containers."""
-        settings = asdict(self.config) | {"augment": list(self.config.augment), "precision": self.precision}
-        if not self.config.picture_weight:
-            del settings["temperature"]  # of the pictures alone
-        images = subsample(self.dataset.images).cpu().contiguous()
-        return settings | {"data_sha256": hashlib.sha256(images.numpy()).hexdigest()}
 
     def train_epoch(self, epoch: int) -> float:
         """Take a step with every batch of an epoch, counted from 1; return the mean loss over its images.
 
-        Raises FloatingPointError if a loss is not finite.
+        Raises FloatingPointError if a loss or a weight is not finite.
         """
         config, rank, processes = self.config, distributed.rank(), distributed.world_size()
         self.dataset.start_epoch(derive_seed(config.seed, epoch, 0))
         torch.manual_seed(derive_seed(config.seed, epoch, 1 + rank))  # for augmentation
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, 0))
         order = torch.randperm(len(self.dataset), generator=generator).to(self.dataset.images.device)
-        order = order[: len(order) // processes * processes]  # every process gets as many images
-        batches = order.split(config.batch_size)
-        losses = torch.zeros(len(batches), device=self.device)
+        batches = order[: len(order) // processes * processes].split(config.batch_size)  # as many for every process
+        losses = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
         self.model.train()
         for number, batch in enumerate(tqdm(batches, leave=False, disable=True if rank else None, unit="step")):
             progress = (epoch - 1 + number / len(batches)) / config.epochs
             images = self.dataset.images[batch[rank::processes]].to(self.device)
             losses[number] = len(images) * self.step(images, config.learning_rate * one_cycle(progress))
-        update_bn([to_gray(subsample(self.dataset.images, STATISTICS_IMAGES).to(self.device))], self.averaged_model)
-        return epoch_mean(losses, epoch, len(order))
+        for buffer in self.averaged_model.buffers() if processes > 1 else ():
+            torch.distributed.broadcast(buffer, 0)
+        finite = distributed.all_reduce_sum(losses).isfinite()
+        if not finite.all():
+            step = finite.int().argmin() + 1
+            raise FloatingPointError(f"the loss is no longer finite in step {step} of epoch {epoch}")
+        if not all(value.isfinite().all() for value in self.averaged_model.state_dict().values()):
+            raise FloatingPointError(f"the weights are no longer finite after epoch {epoch}")
+        return (losses.sum() / sum(map(len, batches))).item()
 
     def step(self, images: Tensor, learning_rate: float) -> Tensor:
         """Take a training step with some of the dataset's images, uint8 (N, 3, H, W); return the loss, 0-d.
@@ -184,28 +155,32 @@ class Trainer:
             loss = loss + self.config.picture_weight * error
         return loss
 
+    def settings(self) -> dict:
+        """Return all that the steps depend on, which a resumed run must share, as plain containers."""
+        settings = asdict(self.config) | {"augment": list(self.config.augment), "precision": self.precision}
+        if not self.config.picture_weight:
+            del settings["temperature"]  # of the pictures alone
+        images = subsample(self.dataset.images).cpu().contiguous().numpy()
+        return settings | {"data_sha256": hashlib.sha256(images).hexdigest()}
+
     def state_dict(self) -> dict[str, dict]:
         """Return everything that training changes, as plain containers of tensors."""
         models = {"averaged_model": self.averaged_model.state_dict(), "model": self.raw_model.state_dict()}
-        return models | {"optimizer": self.optimizer.state_dict(), "average": self.average.state_dict()}
+        steps = {"steps": torch.tensor(self.average.steps)}
+        return models | {"optimizer": self.optimizer.state_dict(), "average": steps}
 
     def load_state_dict(self, state_dict: dict[str, dict]) -> None:
         """Restore what state_dict() returned. Raises KeyError, ValueError or RuntimeError if it does not fit."""
-        for part in ("averaged_model", "model", "optimizer", "average"):
+        for part in self.state_dict():
             check_values(state_dict[part])
         self.averaged_model.load_state_dict(state_dict["averaged_model"])
         self.raw_model.load_state_dict(state_dict["model"])
         self.optimizer.load_state_dict(state_dict["optimizer"])
-        self.average.load_state_dict(state_dict["average"])
+        self.average.steps = int(state_dict["average"]["steps"])
 
-
-def epoch_mean(losses: Tensor, epoch: int, num_images: int) -> float:
-    """Average losses over images, given each step's sum, (steps,). Raises FloatingPointError if one is not finite."""
-    losses = distributed.all_reduce_sum(losses.double()).cpu()
-    finite = losses.isfinite()
-    if not finite.all():
-        raise FloatingPointError(f"the loss is no longer finite in step {finite.int().argmin() + 1} of epoch {epoch}")
-    return (losses.sum() / num_images).item()
+    def __str__(self) -> str:
+        several = f" in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
+        return f"{self.device} in {self.precision}{several}"
 
 
 def class_weights(dataset: ImageDataset, uniform: float = 0.5) -> Tensor:
@@ -213,12 +188,9 @@ def class_weights(dataset: ImageDataset, uniform: float = 0.5) -> Tensor:
 
     The inverse of the frequency mixed with the uniform distribution (Zhang et al. 2016, equation 4, λ = `uniform`).
     """
+    parts = [dataset.targets(part.to(dataset.device)).flatten() for part in subsample(dataset.images).split(1000)]
     num_colors = len(dataset.palette)
-    parts = subsample(dataset.images).split(1000)
-    counts = torch.zeros(num_colors, dtype=torch.int64, device=dataset.device)
-    for part in parts:
-        counts += torch.bincount(dataset.targets(part.to(dataset.device)).flatten(), minlength=num_colors)
-    shares = counts / counts.sum()
+    shares = torch.stack([part.bincount(minlength=num_colors) for part in parts]).sum(0) / sum(map(len, parts))
     weights = 1 / ((1 - uniform) * shares + uniform / num_colors)
     return weights / (shares * weights).sum()
 

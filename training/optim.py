@@ -1,11 +1,10 @@
 """The optimizer, the learning-rate schedule and the average of the weights.
 
 torch.optim's Adam and Muon compute the same, but constructing one loads PyTorch's compiler, which takes as long as
-importing torch. Here the learning rate is an argument of step().
+importing torch.
 """
 
 import math
-from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,89 +13,49 @@ from torch.optim.adam import adam
 MUON_RATE = 2.5  # Muon's learning rate as a multiple of Adam's
 
 
-class Adam:
-    """Adam (Kingma and Ba 2015, algorithm 1), with PyTorch's fused kernel."""
+class MuonAdam:
+    """Muon for some weights of convolutions, and Adam for all other parameters.
 
-    def __init__(self, parameters: Iterable[nn.Parameter], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
-        self.parameters = list(parameters)
-        self.betas, self.eps = betas, eps
-        self.exp_avg = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.exp_avg_sq = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.steps = [torch.zeros((), device=parameter.device) for parameter in self.parameters]
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): the update is the Nesterov momentum of the
+    gradient, orthogonalized as a matrix (out, in·k·k). Momentum and steps of the iteration are smaller than
+    Jordan's 0.95 and 5: runs are short, and three steps are as good. Adam: Kingma and Ba 2015, algorithm 1.
+    """
+
+    momentum, betas, eps = 0.6, (0.9, 0.999), 1e-8
+
+    def __init__(self, muon_weights: list[nn.Parameter], adam_parameters: list[nn.Parameter]):
+        self.muon_weights, self.adam_parameters = muon_weights, adam_parameters
+        self.momentum_buffer = [torch.zeros_like(weight) for weight in muon_weights]
+        self.exp_avg = [torch.zeros_like(parameter) for parameter in adam_parameters]
+        self.exp_avg_sq = [torch.zeros_like(parameter) for parameter in adam_parameters]
+        self.steps = [torch.zeros((), device=parameter.device) for parameter in adam_parameters]
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for parameter in self.parameters:
+        for parameter in self.muon_weights + self.adam_parameters:
             parameter.grad = None
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """Update the parameters from their gradients."""
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        settings = {"beta1": self.betas[0], "beta2": self.betas[1], "lr": learning_rate, "eps": self.eps}
-        unused = {"max_exp_avg_sqs": [], "weight_decay": 0, "amsgrad": False, "maximize": False}
-        state = {"exp_avgs": self.exp_avg, "exp_avg_sqs": self.exp_avg_sq, "state_steps": self.steps}
-        adam([*self.parameters], gradients, **state, fused=True, **settings, **unused)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the moving averages of the gradients and of their squares, and the numbers of steps."""
-        parts = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "steps": self.steps}
-        return {f"{name}.{i}": tensor for name, tensors in parts.items() for i, tensor in enumerate(tensors)}
-
-
-class Muon:
-    """Muon for the weights of convolutions (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
-
-    The update is the Nesterov momentum of the gradient, orthogonalized as a matrix (out, in·k·k). Momentum and
-    steps of the iteration are smaller than Jordan's 0.95 and 5: runs are short, and three steps are as good.
-    """
-
-    def __init__(self, weights: Iterable[nn.Parameter], momentum: float = 0.6):
-        self.weights, self.momentum = list(weights), momentum
-        self.momentum_buffers = [torch.zeros_like(weight) for weight in self.weights]
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        for weight in self.weights:
-            weight.grad = None
-
-    @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Update the weights from their gradients."""
-        for weight, buffer in zip(self.weights, self.momentum_buffers):
+        """Update the parameters from their gradients; Muon's learning rate is MUON_RATE times as large."""
+        for weight, buffer in zip(self.muon_weights, self.momentum_buffer):
             buffer.lerp_(weight.grad, 1 - self.momentum)
             direction = weight.grad.lerp(buffer, self.momentum).flatten(1)  # (out, in·k·k)
             rows, columns = direction.shape
             scale = max(1, rows / columns) ** 0.5  # of a matrix that is taller than wide
-            weight.sub_(orthogonalize(direction).view_as(weight), alpha=scale * learning_rate)
+            weight.sub_(orthogonalize(direction).view_as(weight), alpha=scale * MUON_RATE * learning_rate)
+        gradients = [parameter.grad for parameter in self.adam_parameters]
+        state = self.exp_avg, self.exp_avg_sq, [], self.steps
+        settings = {"beta1": self.betas[0], "beta2": self.betas[1], "lr": learning_rate, "eps": self.eps}
+        unused = {"weight_decay": 0, "amsgrad": False, "maximize": False}
+        adam(self.adam_parameters, gradients, *state, fused=True, **settings, **unused)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the moving averages of the gradients."""
-        return {f"momentum_buffer.{i}": buffer for i, buffer in enumerate(self.momentum_buffers)}
+        """Return all that changes from step to step, as tensors that are updated in place."""
+        names = ("momentum_buffer", "exp_avg", "exp_avg_sq", "steps")
+        return {f"{name}.{i}": tensor for name in names for i, tensor in enumerate(getattr(self, name))}
 
-
-class MuonWithAdam:
-    """Muon for the weights of the middle convolutions, Adam for all other parameters of a network."""
-
-    def __init__(self, net: nn.Module):
-        middle, others = split_parameters(net)
-        self.muon, self.adam = Muon(middle), Adam(others)
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        self.muon.zero_grad()
-        self.adam.zero_grad()
-
-    def step(self, learning_rate: float) -> None:
-        """Update all parameters from their gradients; Muon's learning rate is MUON_RATE times as large."""
-        self.muon.step(MUON_RATE * learning_rate)
-        self.adam.step(learning_rate)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the state of both, as tensors that are updated in place."""
-        return self.muon.state_dict() | self.adam.state_dict()
-
-    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         """Restore what state_dict() returned. Raises KeyError or RuntimeError if it does not fit."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(state_dict[name])
@@ -136,26 +95,26 @@ def one_cycle(progress: float, warmup: float = 0.3, start: float = 1 / 25) -> fl
 
 
 class WeightAverage:
-    """The average of a network's parameters over its training steps, kept in another network.
+    """The average of a network's weights and batch norm's statistics over its training steps, kept in another network.
 
-    Polynomial-decay averaging (Shamir and Zhang 2013, section 4, η = 8): covers about the last ninth of all steps.
+    Polynomial-decay averaging (Shamir and Zhang 2013, section 4), with η = 8 for weights, which covers about the last
+    ninth of all steps. Statistics take half of that, η = 16, since they lag behind the weights.
     """
 
     def __init__(self, averaged_model: nn.Module, model: nn.Module):
-        self.pairs = list(zip(averaged_model.parameters(), model.parameters()))
+        self.weights = list(zip(averaged_model.parameters(), model.parameters()))
+        self.statistics = list(zip(batch_norm_buffers(averaged_model), batch_norm_buffers(model)))
         self.steps = 0
 
     @torch.no_grad()
     def update(self) -> None:
-        """Include the parameters after another step."""
+        """Include the weights after another step."""
         self.steps += 1
-        for average, latest in self.pairs:
-            average.lerp_(latest, 9 / (9 + self.steps))
+        for pairs, eta in ((self.weights, 8), (self.statistics, 16)):
+            for average, latest in pairs:
+                average.lerp_(latest, (eta + 1) / (eta + self.steps))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the number of steps; the average itself is in the network."""
-        return {"steps": torch.tensor(self.steps)}
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Restore what state_dict() returned."""
-        self.steps = int(state_dict["steps"])
+def batch_norm_buffers(net: nn.Module) -> list[Tensor]:
+    """Return the running means and variances of a network's batch norms."""
+    return [buffer for buffer in net.buffers() if buffer.is_floating_point()]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from utils.torch_files import read_torch_file, write_torch_file
 FORMAT = "colorization checkpoint 2"
 OLD_FORMAT = "colorization checkpoint 1"  # stores the metrics under "figures"
 ADVICE = "name another file, or train it again"
-MODEL, KERNEL, NUM_FILTERS, COLORS = "UNet", 3, 32, 24  # the defaults
+DEFAULTS = {"model": "UNet", "kernel": 3, "num_filters": 32}  # of an architecture
+COLORS = 24  # the default of classifiers
 WORKING_SIZE = 64  # about the longer side of the copies of a photograph that a network sees, in pixels
 PHOTOGRAPH_WEIGHTS = "photograph_dunet_k3_f64.pkl"  # the shipped network for photographs
 
@@ -42,15 +43,14 @@ class Checkpoint:
         return self.palette is not None
 
     @property
-    def num_colors(self) -> int:
-        """The number of maps that the network returns."""
-        return 3 if self.palette is None else len(self.palette)
-
-    @property
     def architecture(self) -> str:
         """A description of the network."""
-        colors = f", {self.num_colors} colors" if self.is_classifier else ""
+        colors = "" if self.palette is None else f", {len(self.palette)} colors"
         return f"{self.model}, kernel {self.kernel}, {self.num_filters} filters{colors}"
+
+    def create_model(self) -> Network:
+        """Return a new network of this architecture."""
+        return create_model(self.model, self.kernel, self.num_filters, 3 if self.palette is None else len(self.palette))
 
     def __str__(self) -> str:
         count = sum(value.numel() for name, value in self.state_dict.items() if name.endswith(("weight", "bias")))
@@ -58,79 +58,69 @@ class Checkpoint:
 
 
 def new_network(
-    palette: np.ndarray | None,
-    model: str | None = None,
-    kernel: int | None = None,
-    num_filters: int | None = None,
-    seed: int = 0,
+    palette: np.ndarray | None, seed: int = 0, **architecture: str | int | None
 ) -> tuple[Network, Checkpoint]:
-    """Return (a new network, its Checkpoint). None selects a default; without a palette it predicts RGB."""
+    """Return (a new network, its Checkpoint); without a palette it predicts RGB.
+
+    `architecture` may name the model, kernel and num_filters; None selects the default.
+    """
     torch.manual_seed(seed)
-    checkpoint = Checkpoint(model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS, palette, {})
-    net = create_model(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, checkpoint.num_colors)
-    checkpoint.state_dict.update(net.state_dict())
-    return net, checkpoint
+    checkpoint = Checkpoint(**named(architecture), palette=palette, state_dict={})
+    net = checkpoint.create_model()
+    return net, replace(checkpoint, state_dict=net.state_dict())
 
 
 def load_network(
-    path: Path,
-    model: str | None = None,
-    kernel: int | None = None,
-    num_filters: int | None = None,
-    palette: np.ndarray | None = None,
+    path: Path, palette: np.ndarray | None = None, **architecture: str | int | None
 ) -> tuple[Network, Checkpoint]:
     """Return (a network with the weights of a file, its Checkpoint).
 
     The arguments are load_checkpoint()'s; pretrained_path() returns the path of shipped weights. Raises UserError.
     """
-    checkpoint = load_checkpoint(path, model, kernel, num_filters, palette)
+    checkpoint = load_checkpoint(path, palette, **architecture)
     if checkpoint.model not in NETWORKS:
         raise UserError(f"{path}: unknown network {checkpoint.model!r:.50}; the known ones are {', '.join(NETWORKS)}")
     if checkpoint.is_classifier != (checkpoint.model in CLASSIFIERS):
         needs = "has no palette; do not give one" if checkpoint.is_classifier else "needs its palette; give it"
         raise UserError(f"{path}: a {checkpoint.model} {needs} with --colors")
     with torch.device("meta"):  # takes no memory, whatever the file claims to be
-        net = create_model(checkpoint.model, checkpoint.kernel, checkpoint.num_filters, checkpoint.num_colors)
+        net = checkpoint.create_model()
     with report_read_errors(path, f"file of weights of {checkpoint.architecture}", "name another one"):
         state_dict = convert_weights(net, checkpoint.state_dict)
         net.to_empty(device="cpu").load_state_dict(state_dict)
     return net, checkpoint
 
 
-def load_checkpoint(
-    path: Path,
-    model: str | None = None,
-    kernel: int | None = None,
-    num_filters: int | None = None,
-    palette: np.ndarray | None = None,
-) -> Checkpoint:
+def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architecture: str | int | None) -> Checkpoint:
     """Read a checkpoint of this package, or a bare state dict such as the handout's.
 
-    A checkpoint of this package describes itself; arguments other than None must agree with it. A bare
-    state dict does not, so the arguments describe it. Raises UserError if the file is neither, or does not agree.
+    `architecture` may name the model, kernel and num_filters. A checkpoint of this package describes itself, and all
+    that is given must agree with it. A bare state dict does not, so the arguments describe it. Raises UserError if
+    the file is neither, or does not agree.
     """
     content = read_torch_file(path, "checkpoint", ADVICE)
     if isinstance(content, dict) and content.get("format") in (FORMAT, OLD_FORMAT):
         with report_read_errors(path, "checkpoint", ADVICE):
             checkpoint = parse_checkpoint(content)
-        for name, value in {"model": model, "kernel": kernel, "num_filters": num_filters}.items():
+        for name, value in architecture.items():
             if value is not None and getattr(checkpoint, name) != value:
                 difference = f"{name.replace('num_', 'number of ')} is {getattr(checkpoint, name)}, not {value}"
                 raise UserError(f"{path}: its {difference}; name another file, or the script and flags that fit it")
-        if palette is not None and not same_palette(checkpoint.palette, palette):
+        own = np.zeros(0) if checkpoint.palette is None else checkpoint.palette
+        if palette is not None and (own.shape != palette.shape or not np.allclose(own, palette, rtol=0, atol=1e-6)):
             hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
             raise UserError(f"{path}: not made with the palette of --colors; {hint}")
         return checkpoint
     if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
         raise UserError(f"{path}: a PyTorch file, but neither a checkpoint of this package nor a state dict")
-    if model is None:
+    if architecture.get("model") is None:
         raise UserError(f"{path}: a bare state dict does not record its network; name the network with --model")
-    return Checkpoint(model, kernel or KERNEL, num_filters or NUM_FILTERS, palette, content)
+    return Checkpoint(**named(architecture), palette=palette, state_dict=content)
 
 
-def same_palette(one: np.ndarray | None, other: np.ndarray) -> bool:
-    """Return whether two palettes have the same colors, but for rounding."""
-    return one is not None and one.shape == other.shape and np.allclose(one, other, rtol=0, atol=1e-6)
+def named(architecture: Mapping[str, str | int | None]) -> dict:
+    """Return an architecture with defaults in place of None."""
+    return DEFAULTS | {name: value for name, value in architecture.items() if value is not None}
 
 
 def parse_checkpoint(content: dict) -> Checkpoint:
@@ -201,16 +191,12 @@ def file_name(model: str, kernel: int, num_filters: int) -> str:
     return f"{stem}_k{kernel}_f{num_filters}.pkl"
 
 
-def pretrained_path(
-    model: str | None = None, kernel: int | None = None, num_filters: int | None = None, photographs: bool = False
-) -> Path:
-    """Return the path of a network's shipped weights; None selects a default. Raises UserError if there are none.
+def pretrained_path(photographs: bool = False, **architecture: str | int | None) -> Path:
+    """Return the path of a network's shipped weights. Raises UserError if there are none.
 
-    With `photographs`, and nothing else named, it is the network that was trained on photographs.
+    With `photographs`, and no architecture named, it is the network that was trained on photographs.
     """
-    name = file_name(model or MODEL, kernel or KERNEL, num_filters or NUM_FILTERS)
-    if photographs and not (model or kernel or num_filters):
-        name = PHOTOGRAPH_WEIGHTS
+    name = PHOTOGRAPH_WEIGHTS if photographs and not any(architecture.values()) else file_name(**named(architecture))
     path = PROJECT / "weights" / name
     if not path.exists():
         raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file with --checkpoint")

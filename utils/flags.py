@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from utils.checkpoint import COLORS, KERNEL, MODEL, NUM_FILTERS
+from utils.checkpoint import COLORS, DEFAULTS
 from utils.console import UserError
 
 ARCHITECTURE = {"model", "colors", "kernel", "num_filters", "checkpoint", "out_dir", "device"}
@@ -53,6 +53,11 @@ def reject_unused_flags(parser: argparse.ArgumentParser, args: argparse.Namespac
             raise UserError(f"--{flag} has no effect with {mode}; remove it")
 
 
+def architecture_of(args: argparse.Namespace) -> dict[str, str | int | None]:
+    """Return the flags that name a network, None for those that were not given."""
+    return {name: getattr(args, name, None) for name in DEFAULTS}
+
+
 def add_action_flags(parser: argparse.ArgumentParser, default: str = "train") -> argparse._ArgumentGroup:
     """Add the flags that choose an action other than the default one; return their group."""
     group = parser.add_argument_group(f"action (default: {default})")
@@ -69,13 +74,13 @@ def add_network_flags(
     """Add the flags that describe a network; --model and --colors only for scripts with a choice of networks."""
     group = parser.add_argument_group("network (a checkpoint records these settings; they need not be repeated)")
     if models:
-        group.add_argument("-m", "--model", choices=models, help=f"network (default: {MODEL})")
+        group.add_argument("-m", "--model", choices=models, help=f"network (default: {DEFAULTS['model']})")
         text = f"number of colors, or a palette file (default: {COLORS})"
         group.add_argument("-c", "--colors", metavar="K|FILE", help=text)
     odd = range(1, 16, 2)
-    text = f"filter size, odd (default: {KERNEL})"
+    text = f"filter size, odd (default: {DEFAULTS['kernel']})"
     group.add_argument("-k", "--kernel", type=int, choices=odd, metavar="N", help=text)
-    text = f"filters of the first stage (default: {NUM_FILTERS})"
+    text = f"filters of the first stage (default: {DEFAULTS['num_filters']})"
     add_number(group, "-f", "--num-filters", "--num_filters", low=1, high=1024, text=text)
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help=checkpoint_help)
 
