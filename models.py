@@ -181,7 +181,8 @@ def create_model(model: str, kernel: int = 3, num_filters: int = 32, num_colors:
     """Return a new network, `model` being a key of NETWORKS; one that predicts RGB has 3 colors."""
     network, _ = NETWORKS[model]
     net = network(kernel, num_filters, num_colors)
-    return net.to(memory_format=torch.channels_last)  # same results, faster convolutions
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # same results, faster convolutions
+    return net
 
 
 def device_of(net: nn.Module) -> torch.device:
@@ -214,7 +215,7 @@ def describe_stages(net: nn.Module, size: int = 32) -> str:
     outputs = stage_outputs(net, torch.zeros(1, 1, size, size))
     lines, bars = [], [f"{'gray image':<10} {'#' * size} 1 map of {size}x{size}"]
     for name, stage in net.named_children():
-        layers = list(stage) if isinstance(stage, nn.Sequential) else [stage]
+        layers: list = list(stage) if isinstance(stage, nn.Sequential) else [stage]
         kinds = ", ".join(type(layer).__name__ for layer in layers)
         filters = "{} of {}x{}x{}".format(*layers[0].weight.shape)  # number, input maps, height, width
         _, maps, height, width = outputs[name].shape

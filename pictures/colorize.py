@@ -42,7 +42,7 @@ def small_gray(image: Image.Image, longer_side: float, multiple: int) -> Tensor:
 
 
 def predict_chroma(
-    net: Network, palette: np.ndarray, image: Image.Image, working_size: int, temperature: float = TEMPERATURE
+    net: Network, palette: np.ndarray | None, image: Image.Image, working_size: int, temperature: float = TEMPERATURE
 ) -> tuple[Tensor, Tensor]:
     """Return the chroma that a network predicts for an RGB image, and the gray (1, 1, h, w) that it saw.
 
@@ -57,7 +57,8 @@ def predict_chroma(
     for scale in COPY_SCALES:
         gray = small_gray(image, scale * working_size, net.size_multiple)
         predictions.append(colors(gray) + colors(gray.flip(3)).flip(3))  # (1, 3, h, w)
-    mean = sum(interpolate(each, gray.shape[2:], mode="bicubic") for each in predictions) / (2 * len(COPY_SCALES))
+    enlarged = [interpolate(each, gray.shape[2:], mode="bicubic") for each in predictions]
+    mean = torch.stack(enlarged).mean(0) / 2
     return mean - mean.mean(1, keepdim=True), gray
 
 
@@ -96,7 +97,7 @@ def colorize_full_size(chroma: Tensor, gray: Tensor, image: Image.Image) -> Imag
 
     rows = max(1, STRIP // width)  # per strip, so that a large photograph takes little memory
     tops = range(0, height, rows)
-    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool:  # Pillow and PyTorch release the GIL
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # Pillow and PyTorch release the GIL
         list(pool.map(color_rows, tops, (min(top + rows, height) for top in tops)))
     return Image.fromarray(colored)
 
@@ -120,7 +121,7 @@ def kept_metadata(info: dict) -> dict:
 def save_image(folder: Path, source: Path, image: Image.Image, alpha: Image.Image | None, info: dict) -> Path:
     """Write a colored image under a new name, as JPEG if its source is one without transparency, else as PNG."""
     as_jpeg = source.suffix.lower() in (".jpg", ".jpeg") and alpha is None
-    settings = {"format": "JPEG", "quality": 93} if as_jpeg else {"format": "PNG", "compress_level": 1}
+    settings: dict = {"format": "JPEG", "quality": 93} if as_jpeg else {"format": "PNG", "compress_level": 1}
     if alpha is not None:
         image.putalpha(alpha)
     path = folder / f"{source.stem}_colored.{'jpg' if as_jpeg else 'png'}"
@@ -146,7 +147,7 @@ def colorize_files(
     paths: list[Path],
     folder: Path,
     net: Network,
-    palette: np.ndarray,
+    palette: np.ndarray | None,
     working_size: int,
     temperature: float = TEMPERATURE,
 ) -> None:
@@ -155,7 +156,8 @@ def colorize_files(
     Files that cannot be read are reported and skipped; a UserError at the end says how many.
     """
     files = [file for path in paths for file in list_image_files(path) if file == path or not is_result(file, folder)]
-    pairs, failed = [], 0
+    pairs: list[tuple[Tensor, Tensor]] = []
+    failed = 0
     for file in tqdm(files, unit="image", leave=False, disable=None):
         try:
             image, alpha = read_image(file)

@@ -11,17 +11,17 @@ TEMPERATURE = 0.6
 CHROMA_GAIN = 1.1  # the mean of probable colors is paler than the truth
 
 
-def palette_tensor(palette: np.ndarray | Tensor, device: torch.device) -> Tensor:
+def palette_tensor(palette: np.ndarray | Tensor | None, device: torch.device) -> Tensor:
     """Return a palette (K, 3) as float32 on a device."""
     return torch.as_tensor(palette, dtype=torch.float32, device=device)
 
 
-def labels_to_rgb(labels: Tensor, palette: np.ndarray | Tensor) -> Tensor:
+def labels_to_rgb(labels: Tensor, palette: np.ndarray | Tensor | None) -> Tensor:
     """Turn labels (N, H, W) into pictures (N, 3, H, W) of the colors of a palette (K, 3)."""
     return palette_tensor(palette, labels.device)[labels.int()].permute(0, 3, 1, 2)
 
 
-def annealed_mean(logits: Tensor, palette: np.ndarray | Tensor, temperature: float) -> Tensor:
+def annealed_mean(logits: Tensor, palette: np.ndarray | Tensor | None, temperature: float) -> Tensor:
     """Return the mean palette color under sharpened probabilities (Zhang et al. 2016, equation 5).
 
     As the temperature goes to 0 it approaches the most probable color; at 1 it is the expectation.
@@ -33,7 +33,7 @@ def annealed_mean(logits: Tensor, palette: np.ndarray | Tensor, temperature: flo
 
 def decode_annealed_mean(
     logits: Tensor,
-    palette: np.ndarray | Tensor,
+    palette: np.ndarray | Tensor | None,
     gray: Tensor,
     temperature: float = TEMPERATURE,
     gain: float = CHROMA_GAIN,

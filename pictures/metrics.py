@@ -29,8 +29,8 @@ def measure(pictures: dict[str, Tensor], truth: Tensor, perceptual: bool = False
     weight on rare colors (Zhang et al. 2016, section 3.1); the balanced mean is over all pixels.
     """
     result = {}
-    true_lab = lab(truth) if perceptual else None
-    weights = rarity_weights(true_lab) if perceptual else None
+    true_lab = lab(truth) if perceptual else np.empty(0)
+    weights = rarity_weights(true_lab) if perceptual else np.empty(0)
     for label, picture in pictures.items():
         error = ((picture - truth) ** 2).mean((1, 2, 3))  # (N,)
         metrics = {
@@ -51,7 +51,7 @@ def mean_and_per_image(values: Tensor | np.ndarray) -> dict:
 def to_json(values: Tensor | np.ndarray) -> float | list | None:
     """Return values as a number or a list, rounded to six decimals; values that are not finite become None."""
     values = np.asarray(values, np.float64).round(6)
-    return np.where(np.isfinite(values), values, None).tolist()
+    return np.where(np.isfinite(values), values.astype(object), np.array(None)).tolist()
 
 
 def lab(pictures: Tensor) -> np.ndarray:

@@ -104,6 +104,6 @@ def unpack(archive: Path, folder: Path, sha256: str) -> None:
                 raise ValueError("its batches are not regular files, or too large")
             (Path(part) / FOLDER).mkdir()
             for name, member in zip(names, members):  # extractall() is safe only from Python 3.11.4 on
-                (Path(part) / name).write_bytes(tar.extractfile(member).read())
+                (Path(part) / name).write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
             if not os.path.isdir(folder):  # else another process was first
                 os.replace(Path(part) / FOLDER, folder)

@@ -25,7 +25,7 @@ GAMMAS = (0.67, 1.5)  # of the crops to learn from, which makes them darker or l
 MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
 
 
-def list_image_files(path: Path) -> list[Path]:
+def list_image_files(path: str | Path) -> list[Path]:
     """Return the image files in a folder and its subfolders, sorted, by extension; or the file itself."""
     path = Path(path)
     if not os.path.isdir(path):
@@ -42,15 +42,15 @@ def read_image(path: Path, size: int | None = None) -> tuple[Image.Image, Image.
     """
     supported = f"supported formats: {', '.join(FORMATS)}, up to {MAX_PIXELS:,} pixels"
     advice = supported if os.path.exists(path) else "check its name"
-    with report_read_errors(path, "picture", advice), Image.open(path, formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"it has {image.width * image.height:,} pixels")
-        if image.info.get("progressive") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
+    with report_read_errors(path, "picture", advice), Image.open(path, formats=FORMATS) as file:
+        if file.width * file.height > MAX_PIXELS:
+            raise ValueError(f"it has {file.width * file.height:,} pixels")
+        if file.info.get("progressive") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
             raise ValueError(f"it has more than {MAX_SCANS} progressive scans")
-        if size and not image.info.get("progressive"):  # which takes all of its memory at any size
-            image.draft("RGB", (size, size))
-        with LARGE_IMAGES if image.width * image.height > MAX_PIXELS / 8 else contextlib.nullcontext():
-            image = ImageOps.exif_transpose(image)
+        if size and not file.info.get("progressive"):  # which takes all of its memory at any size
+            file.draft("RGB", (size, size))
+        with LARGE_IMAGES if file.width * file.height > MAX_PIXELS / 8 else contextlib.nullcontext():
+            image = ImageOps.exif_transpose(file)
             alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
             return to_uint8(image).convert("RGB"), alpha
 

@@ -160,7 +160,7 @@ class Trainer:
         settings = asdict(self.config) | {"augment": list(self.config.augment), "precision": self.precision}
         if not self.config.picture_weight:
             del settings["temperature"]  # of the pictures alone
-        images = subsample(self.dataset.images).cpu().contiguous().numpy()
+        images = subsample(self.dataset.images).cpu().numpy().tobytes()
         return settings | {"data_sha256": hashlib.sha256(images).hexdigest()}
 
     def state_dict(self) -> dict[str, dict]:
@@ -189,7 +189,7 @@ def class_weights(dataset: ImageDataset, uniform: float = 0.5) -> Tensor:
     The inverse of the frequency mixed with the uniform distribution (Zhang et al. 2016, equation 4, λ = `uniform`).
     """
     parts = [dataset.targets(part.to(dataset.device)).flatten() for part in subsample(dataset.images).split(1000)]
-    num_colors = len(dataset.palette)
+    num_colors = len(dataset.palette)  # type: ignore[arg-type]  # a classification has one
     shares = torch.stack([part.bincount(minlength=num_colors) for part in parts]).sum(0) / sum(map(len, parts))
     weights = 1 / ((1 - uniform) * shares + uniform / num_colors)
     return weights / (shares * weights).sum()
@@ -203,10 +203,10 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.conv.fp32_precision = "ieee" if name == "fp32" else "tf32"
+        torch.backends.cudnn.conv.fp32_precision = "ieee" if name == "fp32" else "tf32"  # type: ignore[attr-defined]
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.11 lacks it
+        capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.11 lacks it
         has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if name == "bf16" or (name == "auto" and has_bf16) else torch.float32
 

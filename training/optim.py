@@ -5,6 +5,7 @@ importing torch.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class MuonAdam:
 
     momentum, betas, eps = 0.6, (0.9, 0.999), 1e-8
 
-    def __init__(self, muon_weights: list[nn.Parameter], adam_parameters: list[nn.Parameter]):
+    def __init__(self, muon_weights: list[Any], adam_parameters: list[Any]):
         self.muon_weights, self.adam_parameters = muon_weights, adam_parameters
         self.momentum_buffer = [torch.zeros_like(weight) for weight in muon_weights]
         self.exp_avg = [torch.zeros_like(parameter) for parameter in adam_parameters]
@@ -44,11 +45,11 @@ class MuonAdam:
             rows, columns = direction.shape
             scale = max(1, rows / columns) ** 0.5  # of a matrix that is taller than wide
             weight.sub_(orthogonalize(direction).view_as(weight), alpha=scale * MUON_RATE * learning_rate)
-        gradients = [parameter.grad for parameter in self.adam_parameters]
-        state = self.exp_avg, self.exp_avg_sq, [], self.steps
-        settings = {"beta1": self.betas[0], "beta2": self.betas[1], "lr": learning_rate, "eps": self.eps}
-        unused = {"weight_decay": 0, "amsgrad": False, "maximize": False}
-        adam(self.adam_parameters, gradients, *state, fused=True, **settings, **unused)
+        (beta1, beta2), gradients = self.betas, [parameter.grad for parameter in self.adam_parameters]
+        settings: dict[str, Any] = {"lr": learning_rate, "beta1": beta1, "beta2": beta2, "eps": self.eps, "fused": True}
+        settings |= {"exp_avgs": self.exp_avg, "exp_avg_sqs": self.exp_avg_sq, "state_steps": self.steps}
+        unused: dict[str, Any] = {"max_exp_avg_sqs": [], "weight_decay": 0, "amsgrad": False, "maximize": False}
+        adam(self.adam_parameters, gradients, **settings, **unused)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that changes from step to step, as tensors that are updated in place."""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,9 +58,7 @@ class Checkpoint:
         return f"{self.architecture}: {count:,} parameters"
 
 
-def new_network(
-    palette: np.ndarray | None, seed: int = 0, **architecture: str | int | None
-) -> tuple[Network, Checkpoint]:
+def new_network(palette: np.ndarray | None, seed: int = 0, **architecture: Any) -> tuple[Network, Checkpoint]:
     """Return (a new network, its Checkpoint); without a palette it predicts RGB.
 
     `architecture` may name the model, kernel and num_filters; None selects the default.
@@ -70,9 +69,7 @@ def new_network(
     return net, replace(checkpoint, state_dict=net.state_dict())
 
 
-def load_network(
-    path: Path, palette: np.ndarray | None = None, **architecture: str | int | None
-) -> tuple[Network, Checkpoint]:
+def load_network(path: Path, palette: np.ndarray | None = None, **architecture: Any) -> tuple[Network, Checkpoint]:
     """Return (a network with the weights of a file, its Checkpoint).
 
     The arguments are load_checkpoint()'s; pretrained_path() returns the path of shipped weights. Raises UserError.
@@ -91,7 +88,7 @@ def load_network(
     return net, checkpoint
 
 
-def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architecture: str | int | None) -> Checkpoint:
+def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architecture: Any) -> Checkpoint:
     """Read a checkpoint of this package, or a bare state dict such as the handout's.
 
     `architecture` may name the model, kernel and num_filters. A checkpoint of this package describes itself, and all
@@ -118,7 +115,7 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
     return Checkpoint(**named(architecture), palette=palette, state_dict=content)
 
 
-def named(architecture: Mapping[str, str | int | None]) -> dict:
+def named(architecture: Mapping[str, Any]) -> dict:
     """Return an architecture with defaults in place of None."""
     return DEFAULTS | {name: value for name, value in architecture.items() if value is not None}
 
@@ -191,7 +188,7 @@ def file_name(model: str, kernel: int, num_filters: int) -> str:
     return f"{stem}_k{kernel}_f{num_filters}.pkl"
 
 
-def pretrained_path(photographs: bool = False, **architecture: str | int | None) -> Path:
+def pretrained_path(photographs: bool = False, **architecture: Any) -> Path:
     """Return the path of a network's shipped weights. Raises UserError if there are none.
 
     With `photographs`, and no architecture named, it is the network that was trained on photographs.

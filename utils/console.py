@@ -46,9 +46,9 @@ def run_script(main: Callable[[list[str]], None]) -> None:
 
 def print_table(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
     """Print a table with aligned columns, which is valid Markdown."""
-    rows = [list(map(str, row)) for row in (columns, *rows)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for number, row in enumerate(rows):
+    lines = [list(map(str, row)) for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for number, row in enumerate(lines):
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |")
         if number == 0:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|", flush=True)

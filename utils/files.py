@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def report_read_errors(path: Path, kind: str, advice: str) -> Iterator[None]:
+def report_read_errors(path: str | Path, kind: str, advice: str) -> Iterator[None]:
     """Turn any error of the block, which reads the file `path`, into a UserError that ends with some advice."""
     try:
         yield
@@ -37,7 +37,7 @@ def atomic_write(path: Path, mode: str = "xb") -> Iterator[IO]:
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}  # the same bytes on every system
+        text: dict = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}  # the same bytes on every system
         with open(temporary, mode, **text) as file:
             yield file
             file.flush()
@@ -66,7 +66,7 @@ def check_targets(targets: Iterable[Path], inputs: Iterable[Path | None] = ()) -
 
     `inputs` are the files and the folders of images that are read; what is None or does not exist is ignored.
     """
-    seen = {file_identity(given): given for given in inputs if given and os.path.exists(given)}
+    seen: dict = {file_identity(given): given for given in inputs if given and os.path.exists(given)}
     for target in targets:
         check_writable(target)
         for folder in Path(os.path.realpath(target)).parents if Path(target).suffix == ".png" else ():

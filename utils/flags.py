@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from utils.checkpoint import COLORS, DEFAULTS
 from utils.console import UserError
@@ -31,7 +32,7 @@ def add_number(
     text: str,
     default: float | None = None,
     metavar: str = "N",
-    **more: str,
+    **more: Any,
 ) -> None:
     """Add a flag that takes a number from `low` to `high`, of the default's type; without a default, an integer."""
 
@@ -53,7 +54,7 @@ def reject_unused_flags(parser: argparse.ArgumentParser, args: argparse.Namespac
             raise UserError(f"--{flag} has no effect with {mode}; remove it")
 
 
-def architecture_of(args: argparse.Namespace) -> dict[str, str | int | None]:
+def architecture_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the flags that name a network, None for those that were not given."""
     return {name: getattr(args, name, None) for name in DEFAULTS}
 

@@ -61,7 +61,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding="bytes")
-        self.sizes = {}  # the number of elements of each storage of tensors
+        self.sizes: dict[int, int] = {}  # the number of elements of each storage of tensors
 
     def load_get(self, load: Callable) -> None:
         load(self)
