@@ -119,7 +119,7 @@ def fails(capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["script.py", *map(str, argv)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            console.run(main)
+            console.run_script(main)
         assert stop.value.code == 2
         lines = capsys.readouterr().err.strip().splitlines()
         if not lines[0].startswith("usage:"):  # argparse shows the usage before its line

@@ -329,14 +329,39 @@ def test_sample_crops_are_thousands_of_small_pictures():
     assert train.dtype == torch.uint8
 
 
-def test_a_table_of_all_colors_stays_where_it_is(monkeypatch):
-    """A CUDA graph that was captured with it reads it in later epochs, too."""
-    monkeypatch.setattr(data, "MAX_SCANNED_IMAGES", 3)
+def test_new_images_get_a_table_of_their_own():
+    palette = np.array([[0.1, 0.2, 0.3], [0.9, 0.8, 0.7]])
     images = torch.from_numpy(smooth_images(8))
-    dataset = data.ImageDataset(images[:4], np.array([[0.1, 0.2, 0.3], [0.9, 0.8, 0.7]]), torch.device("cpu"))
-    table = dataset.table
-    dataset.replace(images[4:])
-    assert dataset.table is table and torch.equal(dataset.images, images[4:])
+    dataset = data.ImageDataset(images[:4], palette, torch.device("cpu"))
+    dataset.set_images(images[4:])
+    assert torch.equal(dataset.images, images[4:]) and len(dataset) == 4
+    assert (dataset.targets(images[4:]).numpy() == brute_force(images[4:], palette)).all()
+
+
+def test_an_album_is_cropped_anew_in_every_epoch():
+    palette = np.array([[0.1, 0.2, 0.3], [0.9, 0.8, 0.7]])
+    photographs = [smooth_images(1, seed)[0].transpose(1, 2, 0) for seed in range(3)]
+    first = torch.from_numpy(smooth_images(6))
+    album = data.Album(first, palette, torch.device("cpu"), photographs, 64)
+    assert torch.equal(album.images, first)
+    seen = []
+    for seed in (1, 2, 1):
+        album.start_epoch(seed)
+        expected = image_files.random_crops(photographs, 64, 6, seed, image_files.GAMMAS)
+        assert torch.equal(album.images, expected)
+        assert (album.targets(album.images).numpy() == brute_force(expected, palette)).all()
+        seen.append(album.images)
+    assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])
+    others = data.ImageDataset(first, palette, torch.device("cpu"))
+    others.start_epoch(1)
+    assert torch.equal(others.images, first)
+
+
+def test_a_data_set_says_what_its_targets_are():
+    images = torch.from_numpy(smooth_images(2))
+    regression = data.ImageDataset(images, None, torch.device("cpu"))
+    assert not regression.is_classification and torch.equal(regression.targets(images), images / 256)
+    assert data.ImageDataset(images, np.eye(3), torch.device("cpu")).is_classification
 
 
 def test_palette_is_fitted_to_all_pixels_and_repeats():
@@ -353,20 +378,20 @@ def test_palette_is_fitted_to_all_pixels_and_repeats():
     assert (data.fit_palette(images, 3, seed=4)[0] == palette).all()
 
 
-def test_each_start_of_k_means_sums_in_one_thread(monkeypatch):
-    """Several would sum in varying order, so that the last digits would differ."""
+def test_k_means_sums_in_one_thread_and_keeps_its_best_start(monkeypatch):
+    """Several threads would sum in varying order, so that the last digits would differ."""
     from sklearn.cluster import KMeans
     from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
 
     fit, threads = KMeans.fit, []
 
     def watched(self, *settings, **more):
-        threads.append(_openmp_effective_n_threads())
+        threads.append((_openmp_effective_n_threads(), self.n_init))
         return fit(self, *settings, **more)
 
     monkeypatch.setattr(KMeans, "fit", watched)
     data.fit_palette(torch.from_numpy(smooth_images(4)), 3)
-    assert threads == [1] * data.STARTS
+    assert threads == [(1, 8)]
 
 
 def test_palette_of_more_colors_than_there_are():

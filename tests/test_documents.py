@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from models import load_network
+from utils.checkpoint import load_network
 from utils.files import PROJECT
 
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("[!.]*/*.md")])

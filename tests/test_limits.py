@@ -24,11 +24,10 @@ import activations
 import colorization
 import data
 import models
-from models import new_network
 from sources import cifar10, image_files
-from training import run as training_run
-from utils import checkpoint, console, distributed, files, unpickling
-from utils.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from training.log import RunLog
+from utils import checkpoint, console, distributed, files, torch_files, unpickling
+from utils.checkpoint import FORMAT, load_checkpoint, new_network, save_checkpoint
 from utils.console import UserError
 from utils.files import PROJECT, atomic_write, check_writable
 
@@ -53,7 +52,7 @@ def test_what_an_encoding_lacks_is_printed_all_the_same(encoding, tmp_path, monk
         with monkeypatch.context() as patched:
             patched.setattr(sys, "argv", ["script.py", *argv])
             patched.setattr(sys, "stdout", stream)
-            console.run(main)
+            console.run_script(main)
         assert len(stream.buffer.getvalue().splitlines()) > 5
     assert len(list(tmp_path.glob("*_colored.png"))) == len(names)
 
@@ -253,18 +252,20 @@ def test_the_other_processes_wait_long_for_a_download(monkeypatch):
         assert waits[0] > 60 * distributed.TIMEOUT
 
 
-def test_other_ranks_resume_from_what_rank_0_read(monkeypatch):
-    """On another machine, which has no state file."""
-    history, loaded = [{"epoch": 1}], []
+def test_every_process_resumes_from_the_state_that_it_reads(tmp_path, monkeypatch):
+    """Also one that writes nothing."""
+    net, content = new_network(PALETTE, model="CNN", kernel=3, num_filters=2)
+    log = RunLog(content, {"epochs": 2, "learning_rate": 0.01}, tmp_path)
+    log.write({"epoch": 1, "train_loss": 1.0, "valid_loss": 2.0, "seconds": 3.0}, net.state_dict(), {"a": {}})
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    log = SimpleNamespace(load_state=lambda: pytest.fail("it read the file itself"), path_for=str)
-    trainer = SimpleNamespace(load_state_dict=loaded.append)
-    monkeypatch.setattr(distributed, "broadcast_object_from_rank0", lambda _: (history, {"model": 1}))
-    training_run.resume_training(trainer, log)
-    assert log.history == history and loaded == [{"model": 1}]
-    monkeypatch.setattr(distributed, "broadcast_object_from_rank0", lambda _: UserError("no state"))
-    with pytest.raises(UserError, match="no state"):
-        training_run.resume_training(trainer, log)
+    loaded, other = [], RunLog(content, {"epochs": 2, "learning_rate": 0.01}, tmp_path)
+    other.resume(loaded.append)
+    assert other.history == log.history and loaded == [{"a": {}}]
+    other.write({"epoch": 2, "train_loss": 1.0, "valid_loss": 2.0, "seconds": 3.0}, net.state_dict(), {"a": {}})
+    assert len(torch.load(tmp_path / "cnn_k3_f2.state", weights_only=True)["history"]) == 1
+    (tmp_path / "cnn_k3_f2.state").unlink()
+    with pytest.raises(UserError, match=r"cnn_k3_f2\.state: cannot read the training state"):
+        other.resume(loaded.append)
 
 
 def test_a_failing_run_ends_all_runs_of_the_answers(monkeypatch):
@@ -294,7 +295,7 @@ def test_memory_is_left_out_where_there_is_no_proc(monkeypatch):
 
 
 def test_a_palette_is_fitted_once(cifar, monkeypatch):
-    torch.save(new_network(PALETTE, "CNN", 3, 2)[0].state_dict(), "bare.pkl")
+    torch.save(new_network(PALETTE, model="CNN", kernel=3, num_filters=2)[0].state_dict(), "bare.pkl")
     fits = []
     monkeypatch.setattr(data, "fit_palette", lambda *_: fits.append(1) or (PALETTE, 0.1))
     flags = ["--category", "cat", "-c", "5", "-m", "CNN", "-f", "2"]
@@ -352,7 +353,7 @@ def test_pickles_that_never_end_or_fill_the_memory(tmp_path):
     stream = io.BytesIO()
     torch.save({"a": torch.ones(2), 3: [1.5, None, True]}, stream, _use_new_zipfile_serialization=False)
     (tmp_path / "plain.pkl").write_bytes(stream.getvalue())
-    assert checkpoint.read_torch_file(tmp_path / "plain.pkl", "file")[3] == [1.5, None, True]
+    assert torch_files.read_torch_file(tmp_path / "plain.pkl", "file", "advice")[3] == [1.5, None, True]
     torch.save({}, tmp_path / "new.pkl")
     with zipfile.ZipFile(tmp_path / "new.pkl") as source:
         parts = {entry.filename: source.read(entry) for entry in source.infolist()}
@@ -364,7 +365,7 @@ def test_pickles_that_never_end_or_fill_the_memory(tmp_path):
                 target.writestr(part, content if part.endswith("PKL") else whole)
         for kind in ("old", "new"):
             with pytest.raises(UserError, match="not a file, or a corrupt one") as caught:
-                checkpoint.read_torch_file(tmp_path / f"{name}.{kind}.pkl", "file")
+                torch_files.read_torch_file(tmp_path / f"{name}.{kind}.pkl", "file", "advice")
             assert isinstance(caught.value.__cause__, (pickle.UnpicklingError, KeyError, ValueError)), (name, kind)
 
 
@@ -377,7 +378,7 @@ def test_old_files_whose_tensors_are_larger_than_the_file(tmp_path):
     (tmp_path / "a.pkl").write_bytes(whole[:keys] + b"\x80\x02]q\x00.")
     assert len(torch.load(tmp_path / "a.pkl", weights_only=True)["a"]) == 2
     with pytest.raises(UserError) as caught:
-        checkpoint.read_torch_file(tmp_path / "a.pkl", "file")
+        torch_files.read_torch_file(tmp_path / "a.pkl", "file", "advice")
     assert "claim to be larger than the file" in str(caught.value.__cause__)
 
 
@@ -394,13 +395,13 @@ def test_two_storages_whose_names_differ_in_case_are_refused(tmp_path):
             target.writestr(entry.filename.replace("data/0", "data/a"), content)
     assert torch.load(tmp_path / "b.pkl", weights_only=True)["b"].tolist() == [1, 1]
     with pytest.raises(UserError, match="corrupt"):
-        checkpoint.read_torch_file(tmp_path / "b.pkl", "file")
+        torch_files.read_torch_file(tmp_path / "b.pkl", "file", "advice")
 
 
 def test_the_clock_of_a_computer_may_stand_at_1970(tmp_path, monkeypatch):
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pkl")
     monkeypatch.setattr(time, "time", lambda: 0)
-    assert checkpoint.read_torch_file(tmp_path / "a.pkl", "file")["a"].tolist() == [1, 1]
+    assert torch_files.read_torch_file(tmp_path / "a.pkl", "file", "advice")["a"].tolist() == [1, 1]
 
 
 def test_what_is_checked_of_a_file_is_all_of_it(tmp_path):
@@ -408,7 +409,7 @@ def test_what_is_checked_of_a_file_is_all_of_it(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pkl")
     parts = zipfile.ZipFile(tmp_path / "a.pkl")
     stream = io.BytesIO((tmp_path / "a.pkl").read_bytes())
-    checked = zipfile.ZipFile(checkpoint.check_torch_file(stream.getvalue()))
+    checked = zipfile.ZipFile(torch_files.check_torch_file(stream.getvalue()))
     assert {part.filename: checked.read(part) for part in checked.infolist()} == {
         part.filename: parts.read(part) for part in parts.infolist()
     }
@@ -418,18 +419,18 @@ def test_sizes_that_a_checkpoint_claims(tmp_path):
     """The checks themselves, beside what they save below."""
     files = {path.stem: path for path in hostile_checkpoints(tmp_path)}
     with pytest.raises(ValueError, match="claim to be larger than the file"):
-        checkpoint.check_torch_file(files["deflated"].read_bytes())
+        torch_files.check_torch_file(files["deflated"].read_bytes())
     with pytest.raises(UserError, match=r"downconv1\.0.weight claims to be larger than it is"):
-        models.load_network(files["expanded"])
+        checkpoint.load_network(files["expanded"])
 
 
 @pytest.mark.parametrize(("name", "value"), [("downconv1.0.weight", 1e300), ("downconv1.2.running_var", -1.0)])
 def test_weights_that_give_no_finite_output(tmp_path, name, value):
-    _, small = new_network(PALETTE, "CNN", 3, 2)
+    _, small = new_network(PALETTE, model="CNN", kernel=3, num_filters=2)
     small.state_dict[name] = torch.full_like(small.state_dict[name], value, dtype=torch.float64)
     save_checkpoint(tmp_path / "u.pkl", small)
     with pytest.raises(UserError, match=f"{name} is not finite"):
-        models.load_network(tmp_path / "u.pkl")
+        checkpoint.load_network(tmp_path / "u.pkl")
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path):
@@ -453,7 +454,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path):
 
 def hostile_checkpoints(folder):
     """Write small files that claim much; return their paths."""
-    save_checkpoint(folder / "small.pkl", new_network(PALETTE, "CNN", 3, 2)[1])
+    save_checkpoint(folder / "small.pkl", new_network(PALETTE, model="CNN", kernel=3, num_filters=2)[1])
     content = torch.load(folder / "small.pkl", weights_only=True)
     assert content["format"] == FORMAT
     with zipfile.ZipFile(folder / "small.pkl") as source:
@@ -515,13 +516,13 @@ import resource, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from data import load_palette
-from models import load_network
+from utils.checkpoint import load_network
 from sources.cifar10 import read_batch, unpack
 from sources.image_files import array_images, read_image
-from utils.checkpoint import read_torch_file
+from utils.torch_files import read_torch_file
 from utils.console import UserError
 readers = globals() | {
-    "read_state": lambda path: read_torch_file(path, "training state"),
+    "read_state": lambda path: read_torch_file(path, "training state", "advice"),
     "unpack": lambda path: unpack(Path(path), Path(path).with_name("unpacked"), "0" * 64),
     "array_images": lambda path, read=array_images: read(path, True),
 }
@@ -550,5 +551,5 @@ def test_an_archive_of_arrays_is_no_array(tmp_path, fails):
 
 
 def test_a_checkpoint_of_this_package_is_stored_uncompressed(tmp_path):
-    save_checkpoint(tmp_path / "u.pkl", new_network(PALETTE, "CNN", 3, 2)[1])
+    save_checkpoint(tmp_path / "u.pkl", new_network(PALETTE, model="CNN", kernel=3, num_filters=2)[1])
     assert load_checkpoint(tmp_path / "u.pkl").num_filters == 2

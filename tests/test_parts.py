@@ -26,7 +26,9 @@ def crops(count):
 
 def small_dataset(count):
     """Return (a small new network, some crops as a data set)."""
-    return new_network(None, "RegressionCNN", 3, 4)[0], ImageDataset(crops(count), None, torch.device("cpu"))
+    return new_network(None, model="RegressionCNN", kernel=3, num_filters=4)[0], ImageDataset(
+        crops(count), None, torch.device("cpu")
+    )
 
 
 def check_stages(model):

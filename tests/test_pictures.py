@@ -14,12 +14,10 @@ from conftest import smooth_images
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from training.run import RunLog
 
 import activations
 import colorization
 import data
-from models import load_network, new_network, pretrained_path
 from pictures import colorize, metrics
 from pictures.decoding import (
     CHROMA_GAIN,
@@ -30,7 +28,8 @@ from pictures.decoding import (
     labels_to_rgb,
 )
 from sources import image_files
-from utils.checkpoint import save_checkpoint
+from training.log import RunLog
+from utils.checkpoint import load_network, new_network, pretrained_path, save_checkpoint
 from utils.console import UserError
 
 PALETTE = np.array([[0.1, 0.1, 0.1], [0.9, 0.3, 0.3], [0.2, 0.3, 0.7]])
@@ -269,7 +268,7 @@ def test_enlarged_color_ends_at_the_edges_of_the_gray():
 
 
 def test_a_photograph_and_its_mirror_image_get_the_same_colors(tmp_path):
-    net, checkpoint = new_network(PALETTE, "UNet", 3, 2)
+    net, checkpoint = new_network(PALETTE, model="UNet", kernel=3, num_filters=2)
     image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((64, 48))
     chroma, _ = colorize.predict_chroma(net, checkpoint.palette, image, 64)
     mirrored, _ = colorize.predict_chroma(net, checkpoint.palette, ImageOps.mirror(image), 64)
@@ -335,7 +334,7 @@ def test_an_interrupted_run_on_an_album_resumes_with_the_same_crops(folder, monk
 
     with monkeypatch.context() as patch:
         write = RunLog.write
-        patch.setattr(RunLog, "write", lambda log, row, trainer: (write(log, row, trainer), stop()))
+        patch.setattr(RunLog, "write", lambda *written: (write(*written), stop()))
         with pytest.raises(KeyboardInterrupt):
             colorization.main([*flags, "--out-dir", "halves"])
     colorization.main([*flags, "--out-dir", "halves", "--resume"])
@@ -432,7 +431,7 @@ def test_training_starts_from_a_checkpoint(cifar, small_palette, fails, capsys):
 
 
 def test_activations_of_a_picture_file(folder, capsys):
-    save_checkpoint("small.pkl", new_network(PALETTE, "UNet", 3, 2)[1])
+    save_checkpoint("small.pkl", new_network(PALETTE, model="UNet", kernel=3, num_filters=2)[1])
     activations.main([str(folder / "0.png"), "--checkpoint", "small.pkl"])
     assert "activations_unet_0" in capsys.readouterr().out
 

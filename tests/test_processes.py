@@ -82,8 +82,10 @@ def test_a_killed_process_ends_the_run(folder):
     assert (folder / "killed" / "unet_k3_f4.pkl").exists()
 
 
-def test_more_processes_than_images_in_a_step(folder, monkeypatch, fails):
-    monkeypatch.setattr("utils.distributed.world_size", lambda: 11)
-    assert "fewer images than the 11 processes" in fails(colorization.main, *FLAGS, "-e", "1")
+def test_a_batch_that_does_not_divide_by_the_processes(folder, monkeypatch, fails):
+    for processes in (3, 11):
+        monkeypatch.setattr("utils.distributed.world_size", lambda processes=processes: processes)
+        said = f"--batch-size 10: not a multiple of the {processes} processes"
+        assert said in fails(colorization.main, *FLAGS, "-e", "1")
     monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
     assert "only training runs in several processes" in fails(colorization.main, *DATA, "--valid")

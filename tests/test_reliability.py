@@ -28,10 +28,13 @@ from PIL import Image
 import activations
 import colorization
 import data
-from models import create_model, load_network
+from models import create_model
 from sources import cifar10, image_files
-from training import loop, run
-from utils import checkpoint
+from training import loop
+from training.log import STATE_FORMAT
+from training.log import STATE_FORMAT, RunLog
+from utils import checkpoint, torch_files
+from utils.checkpoint import load_network
 from utils.console import UserError
 from utils.files import PROJECT
 
@@ -44,14 +47,15 @@ class Stopped(BaseException):
 
 def stop_in_epoch(monkeypatch, epoch, error):
     """Have training break off with an error in this epoch, once some steps are taken."""
-    mean = loop.epoch_mean
+    train_epoch = loop.Trainer.train_epoch
 
-    def breaking(losses, number, *settings):
+    def breaking(self, number):
+        loss = train_epoch(self, number)
         if number == epoch:
             raise error
-        return mean(losses, number, *settings)
+        return loss
 
-    monkeypatch.setattr(loop, "epoch_mean", breaking)
+    monkeypatch.setattr(loop.Trainer, "train_epoch", breaking)
 
 
 def metrics_of(path):
@@ -147,7 +151,7 @@ def test_a_loss_that_is_not_finite_in_the_first_epoch_says_that_nothing_is_saved
 def test_resuming_a_complete_run_writes_what_is_missing(cifar, small_palette, monkeypatch):
     command = [*SMALL, "-e", "2", "-c", str(small_palette)]
     with monkeypatch.context() as patched:
-        patched.setattr("training.run.save_curve", lambda *_: (_ for _ in ()).throw(Stopped))
+        patched.setattr("training.log.save_curve", lambda *_: (_ for _ in ()).throw(Stopped))
         with pytest.raises(Stopped):
             colorization.main(command)
     before = metrics_of("outputs/unet_k3_f2.csv")
@@ -179,20 +183,22 @@ def test_a_damaged_state_is_named(cifar, small_palette, monkeypatch, fails):
     weights = content["trainer"]["averaged_model"]
     spoilt = content["trainer"] | {"averaged_model": weights | {"finalconv.bias": weights["finalconv.bias"] * math.nan}}
     damages = [spoilt]
-    for part, key, value in (("muon", "average", math.nan), ("adam", "exp_avg_sq", -1.0), ("adam", "steps", math.nan)):
-        state = content["trainer"][part]
-        damages.append(content["trainer"] | {part: state | {key: torch.full_like(state[key], value)}})
-    damages += ({}, {"model": {}}, {"trainer": 3}, {"adam": {"steps": []}}, None)
+    for key, value in (("momentum_buffer.0", math.nan), ("exp_avg_sq.1", -1.0), ("steps.0", math.nan)):
+        state = content["trainer"]["optimizer"]
+        damages.append(content["trainer"] | {"optimizer": state | {key: torch.full_like(state[key], value)}})
+    damages += ({}, {"model": {}}, {"trainer": 3}, {"optimizer": {"steps": []}}, None)
+    damages.append(content["trainer"] | {"average": {"steps": torch.tensor(-1)}})
+    damaged = "unet_k3_f2.state: not a training state, or a corrupt one"
     for damage in damages:
         torch.save(content | {"trainer": damage}, path)
-        assert "unet_k3_f2.state: a damaged training state" in fails(colorization.main, *command, "--resume")
+        assert damaged in fails(colorization.main, *command, "--resume")
     row = content["history"][0]
     broken = {name: value for name, value in row.items() if name != "valid_loss"}
     histories = (3, [1], [], [broken], [row | {"seconds": "1"}], [row | {"x": []}], [row, dict(row)])
     long = [row | {"epoch": epoch} for epoch in (1, 2, 3)]  # of a run of two epochs
     for damage in ({"settings": None}, *({"history": history} for history in (*histories, long))):
         torch.save(content | damage, path)
-        assert "unet_k3_f2.state: a damaged" in fails(colorization.main, *command, "--resume")
+        assert damaged in fails(colorization.main, *command, "--resume")
 
 
 def test_no_file_of_a_run_replaces_another(cifar, small_palette, fails):
@@ -317,7 +323,7 @@ def test_a_killed_process_leaves_whole_files(cifar, small_palette, monkeypatch):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         killed_parts += any(Path("outputs").glob(".*.part"))
-        content = checkpoint.read_torch_file(state, "training state")
+        content = torch_files.read_torch_file(state, "training state", "advice")
         epochs.append(len(content["history"]))
         assert epochs[-1] > epochs[-2]
         assert checkpoint.load_checkpoint(weights).epoch >= epochs[-1]
@@ -348,7 +354,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(cifar, small_palette, fails):
 
 @pytest.mark.parametrize("fault", ["folder", "below a file", "read-only", "out-dir is a file"])
 def test_targets_that_cannot_be_written_are_found_before_training(cifar, small_palette, fails, monkeypatch, fault):
-    monkeypatch.setattr("training.run.train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr(loop.Trainer, "train_epoch", lambda *_: pytest.fail("training began"))
     Path("file").touch()
     Path("folder").mkdir()
     flags = {
@@ -438,21 +444,20 @@ def picture_bytes(kind):
 def small_trainer():
     torch.manual_seed(0)
     dataset = data.ImageDataset(torch.from_numpy(smooth_images(4)), None, torch.device("cpu"))
-    return loop.Trainer(create_model("RegressionCNN", 3, 1), dataset, loop.TrainingConfig())
+    return loop.Trainer(create_model("RegressionCNN", 3, 1), dataset, loop.TrainingConfig(batch_size=4))
 
 
 def state_bytes():
     stream = io.BytesIO()
     history = [{"epoch": 1, "train_loss": 0.5, "valid_loss": 0.4, "learning_rate": 0.0, "seconds": 1.0}]
-    content = {"format": run.STATE_FORMAT, "settings": {"epochs": 2}, "history": history}
+    content = {"format": STATE_FORMAT, "settings": {"epochs": 2}, "history": history}
     torch.save(content | {"trainer": small_trainer().state_dict()}, stream)
     return stream.getvalue()
 
 
 def state(path):
     log = SimpleNamespace(path_for=lambda suffix: path, settings={"epochs": 2})
-    log.load_state = partial(run.RunLog.load_state, log)
-    run.resume_training(small_trainer(), log)
+    RunLog.resume(log, small_trainer().load_state_dict)
 
 
 def array_bytes():

@@ -17,8 +17,16 @@ import activations
 import color_regression
 import colorization
 import data
-from models import create_model, load_network, new_network, pretrained_path, stage_outputs
-from utils.checkpoint import FORMAT, OLD_FORMAT, load_checkpoint, save_checkpoint
+from models import create_model, stage_outputs
+from utils.checkpoint import (
+    FORMAT,
+    OLD_FORMAT,
+    load_checkpoint,
+    load_network,
+    new_network,
+    pretrained_path,
+    save_checkpoint,
+)
 from utils.console import UserError
 from utils.files import PROJECT, atomic_write
 
@@ -329,7 +337,7 @@ def test_checkpoints_that_describe_themselves_wrongly(trained, fails):
 def test_checkpoints_of_the_first_version_load(tmp_path, monkeypatch):
     """They called the metrics figures, and numbered the decoder's batch norm as the handout does."""
     monkeypatch.chdir(tmp_path)
-    net, checkpoint = new_network(np.linspace([0, 0.1, 0], [0.9, 0.8, 0.99], 5), "CNN", 3, 2)
+    net, checkpoint = new_network(np.linspace([0, 0.1, 0], [0.9, 0.8, 0.99], 5), model="CNN", kernel=3, num_filters=2)
     with torch.no_grad():
         net.upconv1[1].bias.fill_(7)
     save_checkpoint("old.pkl", checkpoint)
@@ -432,9 +440,10 @@ def test_from_the_shell():
         assert flag in helped.stdout
 
 
-def test_nobody_reads_on():
-    """As in `python models.py UNet | head -1`: no traceback."""
-    command = [sys.executable, "-u", "models.py", "UNet"]
+def test_a_closed_pipe_ends_a_script_quietly():
+    """As in `python data.py --colors 2 | head -1`: no traceback."""
+    code = "from utils.console import run_script; run_script(lambda argv: print('a line'))"
+    command = [sys.executable, "-u", "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
@@ -444,6 +453,6 @@ def test_nobody_reads_on():
 def test_training_does_not_replace_the_shipped_weights(cifar, small_palette, fails):
     before = pretrained_path().read_bytes()
     assert "training does not write to weights/" in fails(
-        colorization.main, "-e", 1, "-c", small_palette, "--checkpoint", pretrained_path()
+        colorization.main, "-e", 1, "-b", 8, "-c", small_palette, "--checkpoint", pretrained_path()
     )
     assert pretrained_path().read_bytes() == before

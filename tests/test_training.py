@@ -13,12 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import colorization
 from data import ImageDataset, hold_out
 from models import create_model, predict
-from training.augmentation import augment
+from training import loop
+from training.augmentation import AUGMENTATIONS, augment
 from training.evaluation import accuracy, batch_metrics, cross_entropy, evaluate
-from training.loop import MUON_RATE, Trainer, TrainingConfig, class_weights, train, tune_malloc
-from training.optim import Adam, Muon, averaging_weight, flatten, middle_weights, one_cycle, orthogonalize
+from training.log import RunLog
+from training.loop import Trainer, TrainingConfig, class_weights
+from training.optim import MUON_RATE, MuonAdam, WeightAverage, one_cycle, orthogonalize, split_parameters
 from utils.console import UserError
 
 CPU = torch.device("cpu")
@@ -127,43 +130,80 @@ def test_each_way_of_augmentation_alone(way, count):
     assert torch.equal(augment(image, []), image)
 
 
+def test_each_augmentation_is_as_likely_as_promised():
+    """A flip with probability 1/2; shifts by -1, 0 and 1 a third each. 6,000 images: four standard deviations."""
+    torch.manual_seed(0)
+    image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+    for way in AUGMENTATIONS:
+        moved = augment(image.expand(6000, 3, 8, 8), [way])[:, 0].flatten(1)
+        counts = torch.unique(moved, dim=0, return_counts=True)[1]
+        expected = 6000 / len(counts)
+        assert (counts - expected).abs().max() < 4 * math.sqrt(expected * (1 - 1 / len(counts)))
+
+
+def test_an_augmentation_is_added_in_one_place(monkeypatch):
+    monkeypatch.setitem(AUGMENTATIONS, "quarter-turn", lambda images: images.rot90(1, (2, 3)))
+    image = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
+    assert torch.equal(augment(image, ["quarter-turn"]), image.rot90(1, (2, 3)))
+    assert "quarter-turn" in colorization.parse(["--augment", "quarter-turn"]).augment
+
+
 def test_adam_is_pytorchs():
     torch.manual_seed(0)
     mine, theirs = (create_model("CNN", 3, 4, 5).double() for _ in range(2))
     theirs.load_state_dict(mine.state_dict())
-    ours, reference = Adam(mine.parameters()), torch.optim.Adam(theirs.parameters())
+    ours, reference = MuonAdam([], list(mine.parameters())), torch.optim.Adam(theirs.parameters())
     for rate in (0.1, 0.03, 0.001):
         x = torch.rand(2, 1, 8, 8).double()
+        reference.zero_grad()
+        ours.zero_grad()
         for net in (mine, theirs):
             net(x).square().sum().backward()
         reference.param_groups[0]["lr"] = rate
         reference.step()
-        reference.zero_grad()
-        ours.step(torch.tensor(rate))
+        ours.step(rate)
     for got, expected in zip(mine.parameters(), theirs.parameters()):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
-        assert not got.grad.any()
+    ours.zero_grad()
+    assert all(got.grad is None for got in mine.parameters())
 
 
 def test_muon_is_pytorchs():
     """torch.optim.Muon orthogonalizes in bfloat16, so within its rounding; three steps at two rates."""
     torch.manual_seed(0)
     mine = [torch.randn(4, 2, 3, 3).to(memory_format=torch.channels_last), torch.randn(6, 4, 1, 1)]
-    theirs = [weight.permute(0, 2, 3, 1).flatten(1).clone() for weight in mine]
+    theirs = [weight.flatten(1).clone() for weight in mine]
     mine, theirs = [[nn.Parameter(weight) for weight in weights] for weights in (mine, theirs)]
     settings = {"momentum": 0.6, "weight_decay": 0, "lr": 0, "ns_steps": 3}
-    ours, reference = Muon(mine), torch.optim.Muon(theirs, **settings)
+    ours, reference = MuonAdam(mine, []), torch.optim.Muon(theirs, **settings)
     for rate in (0.1, 0.02, 0.1):
         for got, expected in zip(mine, theirs):
             expected.grad = torch.randn_like(expected)
-            shape = got.permute(0, 2, 3, 1).shape
-            got.grad.copy_(expected.grad.view(shape).permute(0, 3, 1, 2))
-        reference.param_groups[0]["lr"] = rate
+            got.grad = expected.grad.view(got.shape)
+        reference.param_groups[0]["lr"] = MUON_RATE * rate
         reference.step()
-        ours.step(torch.tensor(rate))
+        ours.step(rate)
     for got, expected in zip(mine, theirs):
-        torch.testing.assert_close(got.permute(0, 2, 3, 1).flatten(1), expected, rtol=0, atol=0.01)
-        assert not got.grad.any()
+        torch.testing.assert_close(got.flatten(1), expected, rtol=0, atol=0.01 * MUON_RATE)
+    ours.zero_grad()
+    assert all(got.grad is None for got in mine)
+
+
+def test_the_optimizers_state_is_restored_in_place():
+    torch.manual_seed(0)
+    net = create_model("CNN", 3, 4, 5)
+    first = MuonAdam(*split_parameters(net))
+    net(torch.rand(2, 1, 8, 8)).square().sum().backward()
+    first.step(0.01)
+    saved = {name: value.clone() for name, value in first.state_dict().items()}
+    assert {name.split(".")[0] for name in saved} == {"momentum_buffer", "exp_avg", "exp_avg_sq", "steps"}
+    assert all(value.abs().sum() > 0 for name, value in saved.items() if name.startswith(("steps", "momentum")))
+    second = MuonAdam(*split_parameters(net))
+    second.load_state_dict(saved)
+    assert all(torch.equal(value, saved[name]) for name, value in second.state_dict().items())
+    assert second.steps[0] == 1 and torch.equal(second.momentum_buffer[0], first.momentum_buffer[0])
+    with pytest.raises(KeyError):
+        second.load_state_dict({})
 
 
 def test_an_orthogonalized_matrix_keeps_its_singular_vectors():
@@ -175,18 +215,13 @@ def test_an_orthogonalized_matrix_keeps_its_singular_vectors():
     torch.testing.assert_close(product, product.diagonal().diag(), rtol=0, atol=1e-6)
 
 
-def test_flattened_tensors_are_views_of_one_vector():
-    weight, bias = torch.arange(36.0).view(2, 2, 3, 3).to(memory_format=torch.channels_last), torch.ones(2)
-    before = weight.clone()
-    vector = flatten([weight, bias])
-    assert torch.equal(weight, before) and weight.is_contiguous(memory_format=torch.channels_last)
-    vector.add_(1)
-    assert torch.equal(weight, before + 1) and torch.equal(bias, torch.full((2,), 2.0))
+def test_muon_takes_the_weights_of_all_convolutions_but_the_first_and_the_last():
     net = create_model("UNet", 3, 4, 5)
-    middle, others = middle_weights(net)
+    middle, others = split_parameters(net)
     stages = (net.downconv2, net.rfconv, net.upconv1, net.upconv2)
     assert [id(weight) for weight in middle] == [id(stage[0].weight) for stage in stages]
     assert len(middle) + len(others) == len(list(net.parameters()))
+    assert not {id(weight) for weight in middle} & {id(parameter) for parameter in others}
 
 
 def test_one_cycle_rises_and_falls_to_zero():
@@ -199,29 +234,41 @@ def test_one_cycle_rises_and_falls_to_zero():
     assert rates[65] == pytest.approx(0.5)
 
 
+def polynomial_decay(values, eta):
+    """Shamir and Zhang's average of a list of values, from its definition."""
+    average = values[0]
+    for step, value in enumerate(values[1:], 2):
+        average = (1 - (eta + 1) / (step + eta)) * average + (eta + 1) / (step + eta) * value
+    return average
+
+
 def test_averaging_weighs_later_steps_more():
-    average, weights = torch.tensor([5.0]), []
+    """Weights with eta = 8, statistics with eta = 16; the start does not count."""
+    model, averaged = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+    average = WeightAverage(averaged, model)
     for step in range(1, 11):
-        average.lerp_(torch.tensor([float(step)]), averaging_weight(torch.tensor(float(step))))
-        weights = [w * (1 - 9 / (9 + step)) for w in weights] + [9 / (9 + step)]
-    start = 5 * (1 - sum(weights))
-    expected = start + sum(weight * step for step, weight in enumerate(weights, 1))
-    assert average.item() == pytest.approx(expected, rel=1e-6)
-    assert weights == sorted(weights)
+        model.weight.data.fill_(step)
+        model.running_mean.fill_(step)
+        average.update()
+        steps = [float(earlier) for earlier in range(1, step + 1)]
+        assert averaged.weight.item() == pytest.approx(polynomial_decay(steps, 8), rel=1e-6)
+        assert averaged.running_mean.item() == pytest.approx(polynomial_decay(steps, 16), rel=1e-6)
+    assert 9 < averaged.weight.item() < averaged.running_mean.item() < 10
 
 
 def test_weights_and_statistics_are_averaged():
     torch.manual_seed(0)
     net = create_model("UNet", 3, 4, 5)
     start = {name: value.clone() for name, value in net.state_dict().items()}
-    trainer = Trainer(net, random_dataset(6), TrainingConfig(augment=()))
-    trainer.learning_rate.fill_(0.01)
-    trainer.step(trainer.dataset.pixels)
+    trainer, states = Trainer(net, random_dataset(6), TrainingConfig(batch_size=6, augment=())), []
+    for _ in range(3):
+        trainer.step(trainer.dataset.images, 0.01)
+        states.append({name: value.clone() for name, value in trainer.raw_model.state_dict().items()})
     for name, average in net.state_dict().items():
-        latest = trainer.model.state_dict()[name]
         if average.is_floating_point():
-            torch.testing.assert_close(average, start[name].lerp(latest, 0.9))
-            assert not torch.equal(latest, start[name])
+            expected = polynomial_decay([state[name] for state in states], 16 if "running" in name else 8)
+            torch.testing.assert_close(average, expected)
+            assert not torch.equal(states[0][name], start[name])
 
 
 class Recorder(Fixed):
@@ -242,17 +289,39 @@ class Recorder(Fixed):
         return super().forward(x)
 
 
-def rows_of_training(net, images, palette=PALETTE, **changes):
-    """Train on images, validate on the first three of them, and yield the rows of metrics."""
+class ListLog(RunLog):
+    """Keeps the metrics of a run, and writes nothing."""
+
+    def __init__(self):
+        self.history, self.checkpoint = [], SimpleNamespace(model="it", data="images")
+        self.path, self.out_dir, self.settings = Path("it.pkl"), Path("nowhere"), {"epochs": 2, "learning_rate": 0.01}
+
+    def write(self, metrics, weights, trainer_state):
+        self.history.append(metrics)
+
+    def finish(self):
+        pass
+
+
+def history_of_training(net, images, palette=PALETTE, log=None, **changes):
+    """Train on images, validate on the first three of them; return the metrics of the epochs."""
     config = TrainingConfig(**{"epochs": 2, "batch_size": 4, "learning_rate": 0.01} | changes)
-    dataset, valid = ImageDataset(images, palette, CPU), ImageDataset(images[:3], palette, CPU)
-    return train(Trainer(net, dataset, config), valid)
+    dataset, valid = ImageDataset(images, palette, net_device(net)), ImageDataset(images[:3], palette, net_device(net))
+    log = log or ListLog()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "draw_samples", lambda *_: None)
+        loop.run_training(Trainer(net, dataset, config), valid, log)
+    return log.history
+
+
+def net_device(net):
+    return next(net.parameters()).device
 
 
 def test_every_epoch_shows_every_image_once_in_a_new_order():
     levels = torch.arange(11, dtype=torch.uint8)
     net = Recorder()
-    list(rows_of_training(net, levels.view(11, 1, 1, 1).expand(11, 3, 4, 4), BLACK_AND_WHITE))
+    history_of_training(net, levels.view(11, 1, 1, 1).expand(11, 3, 4, 4), BLACK_AND_WHITE)
     assert [len(batch) for batch in net.shown] == [4, 4, 3, 4, 4, 3]
     first, second = (list(chain(*net.shown[start : start + 3])) for start in (0, 3))
     assert sorted(first) == sorted(second) == [level / 256 for level in range(11)]
@@ -263,7 +332,7 @@ def test_training_learns_and_reports_what_it_measures():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (40, 1, 1, 1)).expand(40, 3, 8, 8).to(torch.uint8)
     net = create_model("CNN", 3, 4, 2)
-    rows = list(rows_of_training(net, images, BLACK_AND_WHITE, epochs=20))
+    rows = history_of_training(net, images, BLACK_AND_WHITE, epochs=20)
     assert [row["epoch"] for row in rows] == list(range(1, 21))
     assert rows[-1]["train_loss"] < 0.6 * rows[0]["train_loss"]
     assert rows[-1]["valid_accuracy"] > 0.9
@@ -276,7 +345,7 @@ def test_training_learns_and_reports_what_it_measures():
 
 def test_a_regression_has_no_accuracy():
     net = create_model("RegressionCNN", 3, 4)
-    rows = list(rows_of_training(net, random_images(12), palette=None))
+    rows = history_of_training(net, random_images(12), palette=None)
     assert rows[0].keys() == {"epoch", "train_loss", "valid_loss", "learning_rate", "seconds"}
     assert rows[1]["train_loss"] < rows[0]["train_loss"]
 
@@ -286,22 +355,22 @@ def test_a_step_is_the_one_of_plain_pytorch():
     torch.manual_seed(0)
     net, dataset = create_model("UNet", 3, 4, 5), random_dataset(6)
     reference = copy.deepcopy(net)
-    middle, others = middle_weights(reference)
+    middle, others = split_parameters(reference)
     optimizer = torch.optim.Adam(others, lr=0.01)
-    trainer = Trainer(net, dataset, TrainingConfig(augment=(), precision="fp32"))
-    muon = Muon(middle)
-    trainer.learning_rate.fill_(0.01)
+    trainer = Trainer(net, dataset, TrainingConfig(batch_size=6, augment=(), precision="fp32"))
+    muon = MuonAdam(middle, [])
     for _ in range(2):
-        loss_of_step = trainer.step(dataset.pixels)
+        loss_of_step = trainer.step(dataset.images, 0.01)
         logits = reference.train()(dataset.images.float().mean(1, keepdim=True) / 256)
         labels = dataset.targets(dataset.images).long()
         loss = F.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        muon.step(MUON_RATE * 0.01)
+        muon.step(0.01)
+        muon.zero_grad()
         assert loss_of_step.item() == pytest.approx(loss.item(), abs=1e-5)
-    for got, expected in zip(trainer.model.finalconv.parameters(), reference.finalconv.parameters()):
+    for got, expected in zip(trainer.raw_model.finalconv.parameters(), reference.finalconv.parameters()):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
@@ -310,7 +379,7 @@ def test_the_same_seed_gives_the_same_weights():
     for seed in (3, 3, 4):
         torch.manual_seed(0)
         net = create_model("UNet", 3, 4, 5)
-        list(rows_of_training(net, random_images(12), seed=seed))
+        history_of_training(net, random_images(12), seed=seed)
         states.append(net.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["finalconv.weight"], states[2]["finalconv.weight"])
@@ -318,11 +387,16 @@ def test_the_same_seed_gives_the_same_weights():
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory in use is read from /proc")
 def test_long_runs_do_not_leak():
-    resident = []
-    gc.freeze()  # what the libraries hold need not be looked through thirty times
-    for _ in rows_of_training(create_model("UNet", 3, 4, 5), random_images(60), epochs=30, batch_size=20):
+    resident, log = [], ListLog()
+
+    def write(metrics, *_):
+        log.history.append(metrics)
         gc.collect()
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]))
+
+    log.write = write
+    gc.freeze()  # what the libraries hold need not be looked through thirty times
+    history_of_training(create_model("UNet", 3, 4, 5), random_images(60), log=log, epochs=30, batch_size=20)
     gc.unfreeze()
     assert max(resident[5:]) < 1.05 * resident[4]
 
@@ -331,55 +405,57 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     net = create_model("CNN", 3, 4, 5)
     with torch.no_grad():
         net.finalconv.bias.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match="loss is no longer finite in step 1 of epoch 1"):
-        list(rows_of_training(net, random_images(8)))
+    with pytest.raises(UserError, match=r"loss is no longer finite in step 1 of epoch 1; .* --learn-rate below 0\.01"):
+        history_of_training(net, random_images(8))
 
 
 def test_weights_that_the_last_step_breaks_stop_the_run(monkeypatch):
-    step, calls = Adam.step, iter(range(1, 100))
+    step, calls, log = MuonAdam.step, iter(range(1, 100)), ListLog()
 
     def breaking(self, learning_rate):
         step(self, learning_rate)
         if next(calls) == 4:  # the last step of the second epoch, whose loss is still finite
-            self.vector[-1] = math.inf
+            self.adam_parameters[-1].data[-1] = math.inf
 
-    monkeypatch.setattr(Adam, "step", breaking)
-    rows = rows_of_training(create_model("CNN", 3, 4, 5), random_images(8), epochs=3)
-    assert next(rows)["epoch"] == 1
-    with pytest.raises(FloatingPointError, match="weights are no longer finite after epoch 2"):
-        next(rows)
-    net = create_model("CNN", 3, 4, 5)
-    net.rfconv[1].running_var.fill_(math.inf)  # with which the loss stays finite
-    with pytest.raises(FloatingPointError, match="weights are no longer finite after epoch 1"):
-        next(rows_of_training(net, random_images(8)))
+    monkeypatch.setattr(MuonAdam, "step", breaking)
+    with pytest.raises(UserError, match="weights are no longer finite after epoch 2"):
+        history_of_training(create_model("CNN", 3, 4, 5), random_images(8), log=log, epochs=3)
+    assert [metrics["epoch"] for metrics in log.history] == [1]
+
+
+def test_statistics_that_a_step_breaks_stop_the_run(monkeypatch):
+    """With an infinite variance, the loss stays finite."""
+    update = WeightAverage.update
+
+    def breaking(self):
+        self.statistics[1][1].fill_(math.inf)
+        update(self)
+
+    monkeypatch.setattr(WeightAverage, "update", breaking)
+    with pytest.raises(UserError, match="weights are no longer finite after epoch 1"):
+        history_of_training(create_model("CNN", 3, 4, 5), random_images(8))
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(monkeypatch):
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": math.inf, "accuracy": 0.5})
+    with pytest.raises(UserError, match="no longer finite after epoch 1"):
+        history_of_training(create_model("CNN", 3, 4, 5), random_images(8))
 
 
 def test_rebalanced_parts_learn_as_the_whole_batch(monkeypatch):
-    """Two processes' gradients, averaged, are those of one process; with parts of different sizes and colors."""
-    dataset, config = random_dataset(5), TrainingConfig(augment=(), rebalance=True)
+    """Two processes' gradients, averaged, are those of one process; with parts of different colors."""
+    dataset, config = random_dataset(6), TrainingConfig(batch_size=6, augment=(), rebalance=True)
     gradients = []
-    monkeypatch.setattr(Adam, "step", lambda adam, rate: gradients.append(adam.gradient.clone()))
-    Trainer(Fixed([0.1, 0.5, -0.3, 0.2, 0.0]), dataset, config).step(dataset.pixels)
-    parts = dataset.pixels[:3], dataset.pixels[3:]
-    for part in parts:
-        Trainer(Fixed([0.1, 0.5, -0.3, 0.2, 0.0]), dataset, config).step(part, len(part) * 2 / 5)
+
+    def keep_gradient(optimizer, learning_rate):
+        gradients.append(optimizer.adam_parameters[0].grad.clone())
+
+    monkeypatch.setattr(MuonAdam, "step", keep_gradient)
+    for images in (dataset.images, dataset.images[:3], dataset.images[3:]):
+        Trainer(Fixed([0.1, 0.5, -0.3, 0.2, 0.0]), dataset, config).step(images, 0.01)
     whole, first, second = gradients
     torch.testing.assert_close((first + second) / 2, whole)
-
-
-@pytest.mark.parametrize("largest", [1 << 30, 32 << 20])
-def test_malloc_is_tuned_where_glibc_refuses_large_thresholds(monkeypatch, largest):
-    """glibc up to 2.34 returns 0 for a threshold over 32 MB and leaves it as it was."""
-    threshold = {}
-
-    def mallopt(option, value):
-        accepted = option == -1 or value <= largest
-        threshold.update({option: value} if accepted else {})
-        return int(accepted)
-
-    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
-    tune_malloc()
-    assert threshold == {-3: largest, -1: 1 << 30}
+    assert not torch.allclose(first, second)
 
 
 def test_images_of_every_class_are_held_out_the_same_ones_for_every_seed():

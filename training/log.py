@@ -6,7 +6,8 @@ import platform
 import reprlib
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,17 +83,20 @@ class RunLog:
         """Return the last epoch's validation metrics as a line of text."""
         return format_metrics(self.history[-1]["valid_loss"], self.history[-1].get("valid_accuracy"))
 
-    def what_is_saved(self) -> str:
-        """Return in words which weights the run has saved."""
-        epoch = len(self.history)
-        return f"{self.path} has the weights of epoch {epoch}" if epoch else "no checkpoint was saved"
-
-    def how_to_continue(self) -> str:
-        """Return in words what is saved of an interrupted run, and how to go on."""
-        if not self.history:
-            return "no epoch was complete, so nothing is saved"
-        done = f"epoch {len(self.history)} of {self.settings['epochs']} is saved"
-        return f"{done}; to continue, repeat the command with --resume"
+    @contextmanager
+    def explain_stops(self) -> Iterator[None]:
+        """If Ctrl-C or a loss that is not finite stops the block, say what is saved and how to go on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            done = f"epoch {len(self.history)} of {self.settings['epochs']} is saved"
+            done += "; to continue, repeat the command with --resume"
+            nothing = "no epoch was complete, so nothing is saved"
+            raise KeyboardInterrupt(f"stopped; {done if self.history else nothing}") from None
+        except FloatingPointError as error:
+            saved = f"{self.path} has the weights of epoch {len(self.history)}"
+            advice = f"train again with a --learn-rate below {self.settings['learning_rate']:g}"
+            raise UserError(f"{error}; {saved if self.history else 'no checkpoint was saved'}: {advice}") from error
 
     def finish(self) -> None:
         """Draw the curve of the complete run, and say where its files are."""

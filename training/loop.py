@@ -42,7 +42,7 @@ class TrainingConfig:
 def run_training(
     trainer: "Trainer", valid_set: ImageDataset, log: RunLog, resume: bool = False, plot: bool = False
 ) -> None:
-    """Train, and after every epoch evaluate the averaged weights and write the run's files.
+    """Train; after every epoch, evaluate the averaged weights and write the run's files.
 
     `resume` continues the interrupted run of the same files; `plot` draws samples after every epoch. Raises UserError.
     """
@@ -51,7 +51,7 @@ def run_training(
         log.resume(trainer.load_state_dict)
     counts = f"{len(trainer.dataset):,} training and {len(valid_set):,} validation images"
     print(f"{log.checkpoint}\n{counts} of {log.checkpoint.data}, on {trainer}", flush=True)
-    try:
+    with log.explain_stops():
         for epoch in range(len(log.history) + 1, config.epochs + 1):
             start = time.perf_counter()
             metrics = {"epoch": epoch, "train_loss": trainer.train_epoch(epoch)}
@@ -59,16 +59,11 @@ def run_training(
             metrics["learning_rate"] = config.learning_rate * one_cycle(epoch / config.epochs)
             metrics["seconds"] = time.perf_counter() - start
             if not all(math.isfinite(value) for value in metrics.values()):
-                raise FloatingPointError(f"the loss or the weights are no longer finite after epoch {epoch}")
+                raise FloatingPointError(f"the loss is no longer finite after epoch {epoch}")
             log.write(metrics, net.state_dict(), trainer.state_dict())
             if plot:
                 path, title = log.path_for(f"_epoch{epoch:03}.png"), f"{name}, epoch {epoch}"
                 draw_samples(path, title, net, valid_set, config.temperature)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; {log.how_to_continue()}") from None
-    except FloatingPointError as error:
-        advice = f"train again with a --learn-rate below {config.learning_rate:g}"
-        raise UserError(f"{error}; {log.what_is_saved()}: {advice}") from error
     title = f"{name}, epoch {config.epochs}: {log.last_metrics()}"
     draw_samples(log.path_for("_images.png"), title, net, valid_set, config.temperature)
     log.finish()
