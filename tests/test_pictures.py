@@ -32,7 +32,7 @@ from training.log import RunLog
 from utils.checkpoint import load_network, new_network, pretrained_path, save_checkpoint
 from utils.console import UserError
 
-PALETTE = np.array([[0.1, 0.1, 0.1], [0.9, 0.3, 0.3], [0.2, 0.3, 0.7]])
+THREE_COLORS = np.array([[0.1, 0.1, 0.1], [0.9, 0.3, 0.3], [0.2, 0.3, 0.7]])
 
 
 def some_pictures(count=3, size=16, seed=0):
@@ -42,16 +42,16 @@ def some_pictures(count=3, size=16, seed=0):
 
 def test_decoding_by_hand():
     logits = torch.tensor([0.0, 1.0, 0.5]).view(1, 3, 1, 1)
-    assert torch.allclose(labels_to_rgb(logits.argmax(1), PALETTE).flatten(), torch.tensor([0.9, 0.3, 0.3]))
+    assert torch.allclose(labels_to_rgb(logits.argmax(1), THREE_COLORS).flatten(), torch.tensor([0.9, 0.3, 0.3]))
     gray = torch.full((1, 1, 1, 1), 0.4)
     odds = np.exp(np.array([0, 1, 0.5]) / 0.6)
-    mean = odds @ PALETTE / odds.sum()
+    mean = odds @ THREE_COLORS / odds.sum()
     expected = 1.1 * (mean - mean.mean()) + 0.4
     assert torch.allclose(
-        decode_annealed_mean(logits, PALETTE, gray).flatten(), torch.tensor(expected).float(), atol=1e-6
+        decode_annealed_mean(logits, THREE_COLORS, gray).flatten(), torch.tensor(expected).float(), atol=1e-6
     )
-    cold = decode_annealed_mean(logits, PALETTE, gray, 0.01)
-    assert torch.allclose(cold, apply_chroma(labels_to_rgb(logits.argmax(1), PALETTE), gray, CHROMA_GAIN), atol=1e-6)
+    cold = decode_annealed_mean(logits, THREE_COLORS, gray, 0.01)
+    assert torch.allclose(cold, apply_chroma(labels_to_rgb(logits.argmax(1), THREE_COLORS), gray, CHROMA_GAIN), atol=1e-6)
 
 
 def test_the_smooth_prediction_averages_the_chroma_of_neighbors():
@@ -59,12 +59,12 @@ def test_the_smooth_prediction_averages_the_chroma_of_neighbors():
     logits[:, 0] = 0
     logits[:, :, 2, 2] = torch.tensor([-1000.0, 0.0, -1000.0])  # one pixel of another color
     gray = torch.full((1, 1, 5, 5), 0.5)
-    base, other = (torch.tensor(color - color.mean()).float() for color in PALETTE[:2])
+    base, other = (torch.tensor(color - color.mean()).float() for color in THREE_COLORS[:2])
     kernel = torch.tensor([1.0, 2, 1]) / 4
     share = torch.zeros(5, 5)
     share[1:4, 1:4] = kernel[:, None] * kernel
     chroma = base.view(3, 1, 1) + share * (other - base).view(3, 1, 1)
-    assert torch.allclose(decode_annealed_mean(logits, PALETTE, gray)[0], 0.5 + CHROMA_GAIN * chroma, atol=1e-6)
+    assert torch.allclose(decode_annealed_mean(logits, THREE_COLORS, gray)[0], 0.5 + CHROMA_GAIN * chroma, atol=1e-6)
 
 
 def test_color_error_is_that_of_the_mean_color():
@@ -72,11 +72,11 @@ def test_color_error_is_that_of_the_mean_color():
     images = torch.randint(110, 146, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)  # any difference fits
     logits = torch.randn(2, 3, 8, 8, generator=generator)
     gray = images.float().mean(1, keepdim=True) / 256
-    picture = apply_chroma(annealed_mean(logits, PALETTE, 0.7).permute(0, 3, 1, 2), gray)
+    picture = apply_chroma(annealed_mean(logits, THREE_COLORS, 0.7).permute(0, 3, 1, 2), gray)
     expected = (picture - images.float() / 256).square().mean().item()
-    assert chroma_error(logits, PALETTE, images, 0.7).item() == pytest.approx(expected, rel=1e-5)
+    assert chroma_error(logits, THREE_COLORS, images, 0.7).item() == pytest.approx(expected, rel=1e-5)
     shifted = images + 20  # the gray does not matter
-    assert chroma_error(logits, PALETTE, shifted, 0.7).item() == pytest.approx(expected, rel=1e-5)
+    assert chroma_error(logits, THREE_COLORS, shifted, 0.7).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_gray_given_is_kept_and_every_value_possible():
@@ -268,7 +268,7 @@ def test_enlarged_color_ends_at_the_edges_of_the_gray():
 
 
 def test_a_photograph_and_its_mirror_image_get_the_same_colors(tmp_path):
-    net, checkpoint = new_network(PALETTE, model="UNet", kernel=3, num_filters=2)
+    net, checkpoint = new_network(THREE_COLORS, model="UNet", kernel=3, num_filters=2)
     image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((64, 48))
     chroma, _ = colorize.predict_chroma(net, checkpoint.palette, image, 64)
     mirrored, _ = colorize.predict_chroma(net, checkpoint.palette, ImageOps.mirror(image), 64)
@@ -287,7 +287,7 @@ def test_a_lower_temperature_gives_a_photograph_more_color(tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def photo_folder(tmp_path, monkeypatch):
     """A folder of ten pictures to learn from, and one that is broken; an epoch has 100 crops."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "MIN_CROPS", 100)
@@ -299,8 +299,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "mine"
 
 
-def test_training_on_a_folder_of_pictures(folder, capsys, fails):
-    flags = ["--data", str(folder), "-c", "4", "-f", "4"]
+def test_training_on_a_folder_of_pictures(photo_folder, capsys, fails):
+    flags = ["--data", str(photo_folder), "-c", "4", "-f", "4"]
     colorization.main([*flags, "-e", "1", "-b", "8"])
     said = capsys.readouterr()
     assert "100 training and 10 validation images" in said.out
@@ -310,23 +310,23 @@ def test_training_on_a_folder_of_pictures(folder, capsys, fails):
     assert "--holdout has no effect" in fails(colorization.main, *flags, "-e", "1", "--holdout", "3")
 
 
-def test_a_network_taught_an_album_colors_photographs(folder, capsys):
+def test_a_network_taught_an_album_colors_photographs(photo_folder, capsys):
     """The advised way: start from the shipped network for photographs, then color with what came out."""
-    flags = ["--start-from", str(pretrained_path(photographs=True)), "--data", str(folder), "-l", "0.004"]
+    flags = ["--start-from", str(pretrained_path(photographs=True)), "--data", str(photo_folder), "-l", "0.004"]
     colorization.main([*flags, "-e", "1", "-b", "20", "--working-size", "48"])
     (weights,) = Path("outputs").glob("*_f64.pkl")
     assert load_network(weights)[1].working_size == 48
-    colorization.main(["--colorize", str(folder / "0.png"), "--checkpoint", str(weights), "--out-dir", "out"])
-    with Image.open("out/0_colored.png") as colored, Image.open(folder / "0.png") as source:
+    colorization.main(["--colorize", str(photo_folder / "0.png"), "--checkpoint", str(weights), "--out-dir", "out"])
+    with Image.open("out/0_colored.png") as colored, Image.open(photo_folder / "0.png") as source:
         assert colored.size == source.size
         grays = [np.asarray(image.convert("RGB")).mean(2) for image in (colored, source)]
         assert abs(grays[0] - grays[1]).max() <= 1
         assert np.ptp(np.asarray(colored).astype(int), axis=2).max() > 10
 
 
-def test_an_interrupted_run_on_an_album_resumes_with_the_same_crops(folder, monkeypatch):
-    flags = ["--data", str(folder), "-c", str(folder.parent / "palette.npy"), "-f", "2", "-b", "20", "-e", "2"]
-    np.save(folder.parent / "palette.npy", PALETTE)
+def test_an_interrupted_run_on_an_album_resumes_with_the_same_crops(photo_folder, monkeypatch):
+    flags = ["--data", str(photo_folder), "-c", str(photo_folder.parent / "palette.npy"), "-f", "2", "-b", "20", "-e", "2"]
+    np.save(photo_folder.parent / "palette.npy", THREE_COLORS)
     colorization.main([*flags, "--out-dir", "whole"])
 
     def stop(*_):
@@ -342,10 +342,10 @@ def test_an_interrupted_run_on_an_album_resumes_with_the_same_crops(folder, monk
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
 
 
-def test_an_albums_photographs_are_split_the_same_way_every_time(folder):
-    train, valid = (image_files.folder_photographs.__wrapped__(folder, part, 64) for part in (True, False))
+def test_an_albums_photographs_are_split_the_same_way_every_time(photo_folder):
+    train, valid = (image_files.folder_photographs.__wrapped__(photo_folder, part, 64) for part in (True, False))
     assert (len(train), len(valid)) == (8, 2) and train[0].shape[2] == 3 and train[0].dtype == np.uint8
-    again = image_files.folder_photographs.__wrapped__(folder, False, 64)
+    again = image_files.folder_photographs.__wrapped__(photo_folder, False, 64)
     assert all(np.array_equal(a, b) for a, b in zip(valid, again))
     assert not {x.tobytes() for x in train} & {x.tobytes() for x in valid}
 
@@ -365,9 +365,9 @@ def test_crops_show_every_photograph_as_often_at_several_scales(monkeypatch):
     assert (small == 7).all()
 
 
-def test_many_photographs_are_kept_smaller(folder, monkeypatch):
+def test_many_photographs_are_kept_smaller(photo_folder, monkeypatch):
     monkeypatch.setattr(image_files, "KEPT_BYTES", 11 * 3 * 40**2)
-    photographs = image_files.folder_photographs.__wrapped__(folder, True, 64)
+    photographs = image_files.folder_photographs.__wrapped__(photo_folder, True, 64)
     assert all(max(photograph.shape) == 40 for photograph in photographs)
 
 
@@ -430,11 +430,11 @@ def test_training_starts_from_a_checkpoint(cifar, small_palette, fails, capsys):
     assert "missing.pkl: cannot read" in fails(colorization.main, "--start-from", "missing.pkl")
 
 
-def test_activations_of_a_picture_file(folder, capsys):
-    save_checkpoint("small.pkl", new_network(PALETTE, model="UNet", kernel=3, num_filters=2)[1])
-    activations.main([str(folder / "0.png"), "--checkpoint", "small.pkl"])
+def test_activations_of_a_picture_file(photo_folder, capsys):
+    save_checkpoint("small.pkl", new_network(THREE_COLORS, model="UNet", kernel=3, num_filters=2)[1])
+    activations.main([str(photo_folder / "0.png"), "--checkpoint", "small.pkl"])
     assert "activations_unet_0" in capsys.readouterr().out
 
 
-def test_activations_of_a_file_that_is_no_picture(folder, fails):
-    assert "broken.jpg" in fails(activations.main, folder / "broken.jpg")
+def test_activations_of_a_file_that_is_no_picture(photo_folder, fails):
+    assert "broken.jpg" in fails(activations.main, photo_folder / "broken.jpg")

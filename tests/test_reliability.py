@@ -38,7 +38,7 @@ from utils.checkpoint import load_network
 from utils.console import UserError
 from utils.files import PROJECT
 
-SMALL = ["-f", "2", "-b", "8"]
+TINY = ["-f", "2", "-b", "8"]
 
 
 class Stopped(BaseException):
@@ -74,7 +74,7 @@ def same_runs(one, two):
 
 @pytest.mark.parametrize("stop", [2, 4])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(cifar, small_palette, monkeypatch, stop):
-    command = [*SMALL, "-e", "4", "-c", str(small_palette)]
+    command = [*TINY, "-e", "4", "-c", str(small_palette)]
     colorization.main([*command, "--out-dir", "whole"])
     with monkeypatch.context() as patched:
         stop_in_epoch(patched, stop, Stopped)
@@ -89,7 +89,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(cifar, small_palette, monkey
 
 
 def test_a_run_from_a_checkpoint_is_resumed_from_its_own_state(cifar, small_palette, monkeypatch):
-    colorization.main([*SMALL, "-e", "1", "-c", str(small_palette), "--out-dir", "first", "--category", "all"])
+    colorization.main([*TINY, "-e", "1", "-c", str(small_palette), "--out-dir", "first", "--category", "all"])
     command = ["-b", "8", "-e", "3", "-l", "0.01", "--start-from", "first/unet_k3_f2.pkl"]
     colorization.main([*command, "--out-dir", "whole"])
     with monkeypatch.context() as patched:
@@ -101,7 +101,7 @@ def test_a_run_from_a_checkpoint_is_resumed_from_its_own_state(cifar, small_pale
 
 
 def test_what_cannot_be_resumed_says_why(cifar, small_palette, fails, tmp_path):
-    command = [*SMALL, "-e", "1", "-c", small_palette]
+    command = [*TINY, "-e", "1", "-c", small_palette]
     line = fails(colorization.main, *command, "--resume")
     assert "unet_k3_f2.state: cannot read the training state" in line and "train without --resume" in line
     colorization.main([str(word) for word in command])
@@ -123,7 +123,7 @@ def test_what_cannot_be_resumed_says_why(cifar, small_palette, fails, tmp_path):
 def test_the_best_epoch_is_kept(cifar, small_palette, monkeypatch):
     losses = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": next(losses), "accuracy": 0.5})
-    colorization.main([*SMALL, "-e", "3", "-c", str(small_palette), "--checkpoint", "u.pkl"])
+    colorization.main([*TINY, "-e", "3", "-c", str(small_palette), "--checkpoint", "u.pkl"])
     assert checkpoint.load_checkpoint("u.pkl").epoch == 3
     assert checkpoint.load_checkpoint("u_best.pkl").epoch == 2
 
@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(cifar, small_p
         return loss(self, *batch) * (math.nan if next(steps) == 5 else 1)
 
     monkeypatch.setattr(loop.Trainer, "loss", broken)
-    line = fails(colorization.main, *SMALL, "-e", "3", "-c", small_palette)  # three steps an epoch
+    line = fails(colorization.main, *TINY, "-e", "3", "-c", small_palette)  # three steps an epoch
     assert "step 2 of epoch 2; outputs/unet_k3_f2.pkl has the weights of epoch 1: " in line
     assert "a --learn-rate below 0.04" in line
     assert checkpoint.load_checkpoint("outputs/unet_k3_f2.pkl").epoch == 1
@@ -145,11 +145,11 @@ def test_a_loss_that_is_not_finite_in_the_first_epoch_says_that_nothing_is_saved
     cifar, small_palette, monkeypatch, fails
 ):
     monkeypatch.setattr(loop.Trainer, "loss", lambda self, outputs, *_: outputs.mean() * math.nan)
-    assert "epoch 1; no checkpoint was saved: " in fails(colorization.main, *SMALL, "-e", "1", "-c", small_palette)
+    assert "epoch 1; no checkpoint was saved: " in fails(colorization.main, *TINY, "-e", "1", "-c", small_palette)
 
 
 def test_resuming_a_complete_run_writes_what_is_missing(cifar, small_palette, monkeypatch):
-    command = [*SMALL, "-e", "2", "-c", str(small_palette)]
+    command = [*TINY, "-e", "2", "-c", str(small_palette)]
     with monkeypatch.context() as patched:
         patched.setattr("training.log.save_curve", lambda *_: (_ for _ in ()).throw(Stopped))
         with pytest.raises(Stopped):
@@ -163,7 +163,7 @@ def test_resuming_a_complete_run_writes_what_is_missing(cifar, small_palette, mo
 def test_other_images_under_the_same_name_are_not_resumed_with(tmp_path, monkeypatch, small_palette, fails):
     monkeypatch.chdir(tmp_path)
     np.save("mine.npy", smooth_images(40))
-    command = ["--data", "mine.npy", *SMALL, "-e", "2", "-c", str(small_palette)]
+    command = ["--data", "mine.npy", *TINY, "-e", "2", "-c", str(small_palette)]
     with monkeypatch.context() as patched:
         stop_in_epoch(patched, 2, Stopped)
         with pytest.raises(Stopped):
@@ -173,7 +173,7 @@ def test_other_images_under_the_same_name_are_not_resumed_with(tmp_path, monkeyp
 
 
 def test_a_damaged_state_is_named(cifar, small_palette, monkeypatch, fails):
-    command = [*SMALL, "-e", "2", "-c", str(small_palette)]
+    command = [*TINY, "-e", "2", "-c", str(small_palette)]
     with monkeypatch.context() as patched:
         stop_in_epoch(patched, 2, Stopped)
         with pytest.raises(Stopped):
@@ -202,7 +202,7 @@ def test_a_damaged_state_is_named(cifar, small_palette, monkeypatch, fails):
 
 
 def test_no_file_of_a_run_replaces_another(cifar, small_palette, fails):
-    flags = [*SMALL, "-e", "1", "-c", str(small_palette)]
+    flags = [*TINY, "-e", "1", "-c", str(small_palette)]
     colorization.main(flags)
     before = Path("outputs/unet_k3_f2.pkl").read_bytes()
     Path("link.pkl").symlink_to("outputs/unet_k3_f2.pkl")
@@ -217,10 +217,10 @@ def test_no_input_is_replaced(cifar, small_palette, fails, monkeypatch):
     Path("album").mkdir()
     for number in range(20):
         Image.fromarray(smooth_images(1, seed=number)[0].transpose(1, 2, 0)).save(f"album/{number}.png")
-    colorization.main([*SMALL, "-e", "1", "-c", str(small_palette), "--checkpoint", "u.pkl"])
+    colorization.main([*TINY, "-e", "1", "-c", str(small_palette), "--checkpoint", "u.pkl"])
     Path("MINE.NPY").hardlink_to("mine.npy")  # as on a file system that ignores the case of names
     kept = {path: path.read_bytes() for path in (Path("u.pkl"), Path("mine.npy"), small_palette)}
-    train = [*SMALL, "-e", "1", "-c", small_palette]
+    train = [*TINY, "-e", "1", "-c", small_palette]
     for argv in (
         [*train, "--checkpoint", small_palette],
         [*train, "--data", "mine.npy", "--checkpoint", "mine.npy"],
@@ -243,12 +243,12 @@ def test_no_input_is_replaced(cifar, small_palette, fails, monkeypatch):
 def test_symbolic_links_are_followed(cifar, small_palette):
     Path("elsewhere").mkdir()
     Path("u.pkl").symlink_to("elsewhere/weights.pkl")
-    colorization.main([*SMALL, "-e", "1", "-c", str(small_palette), "--checkpoint", "u.pkl"])
+    colorization.main([*TINY, "-e", "1", "-c", str(small_palette), "--checkpoint", "u.pkl"])
     assert Path("u.pkl").is_symlink() and checkpoint.load_checkpoint("elsewhere/weights.pkl").epoch == 1
 
 
 def test_a_run_writes_what_it_takes_to_repeat_it(cifar, small_palette):
-    colorization.main([*SMALL, "-e", "2", "-c", str(small_palette), "--seed", "9"])
+    colorization.main([*TINY, "-e", "2", "-c", str(small_palette), "--seed", "9"])
     record = json.loads(Path("outputs/unet_k3_f2.json").read_text())
     horses = data.ImageSource().training_images()
     assert record["data"] == "CIFAR-10 horse"
@@ -300,9 +300,9 @@ def test_a_killed_process_leaves_whole_files(cifar, small_palette, monkeypatch):
     """SIGKILL at 30 moments, half random, half in a save; each next process goes on from what the last one left."""
     monkeypatch.setenv("PYTHONPATH", str(PROJECT / "tests"))  # so that what is preloaded is found
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_reliability"])
+    context.set_forkserver_preload(["test_log"])
     moments = random.Random(0)
-    argv = [*SMALL, "-e", "9999", "-c", str(small_palette), "--data", str(cifar)]
+    argv = [*TINY, "-e", "9999", "-c", str(small_palette), "--data", str(cifar)]
     state, weights = Path("outputs/unet_k3_f2.state"), Path("outputs/unet_k3_f2.pkl")
     epochs, killed_parts = [0], 0
     for turn in range(30):
@@ -342,7 +342,7 @@ def file_size_limit(size):
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(cifar, small_palette, fails):
-    command = [*SMALL, "-e", "1", "-c", small_palette, "--checkpoint", "u.pkl"]
+    command = [*TINY, "-e", "1", "-c", small_palette, "--checkpoint", "u.pkl"]
     colorization.main([str(word) for word in command])
     before = Path("u.pkl").read_bytes()
     with file_size_limit(2000):
@@ -367,7 +367,7 @@ def test_targets_that_cannot_be_written_are_found_before_training(cifar, small_p
         Path("folder").chmod(0o500)
         if os.access("folder", os.W_OK):
             pytest.skip("this user may write anywhere")
-    assert "cannot be written" in fails(colorization.main, *SMALL, "-c", small_palette, *flags)
+    assert "cannot be written" in fails(colorization.main, *TINY, "-c", small_palette, *flags)
 
 
 def mutations(content, count, seed, tail=None):
@@ -391,11 +391,11 @@ def mutations(content, count, seed, tail=None):
         yield bytes(damaged)
 
 
-def batch(path):
+def read_batch_file(path):
     cifar10.read_batch(path)
 
 
-def archive(path):
+def unpack_archive(path):
     target = path.with_name("unpacked")
     cifar10.unpack(path, target, hashlib.sha256(path.read_bytes()).hexdigest())
     for file in target.iterdir():
@@ -455,7 +455,7 @@ def state_bytes():
     return stream.getvalue()
 
 
-def state(path):
+def read_state_file(path):
     log = SimpleNamespace(path_for=lambda suffix: path, settings={"epochs": 2})
     RunLog.resume(log, small_trainer().load_state_dict)
 
@@ -466,14 +466,14 @@ def array_bytes():
     return stream.getvalue()[:70_000]  # the header and all images
 
 
-def array(path):
+def read_array_file(path):
     image_files.array_images(path, train=True)
 
 
 PARSERS = {  # how to read a file, how to make one, how many to damage (5,000 in all), in how many of the last bytes
-    "batch": (batch, lambda: batch_bytes(smooth_images(2).reshape(2, -1), [3, 7]), 700, None),
-    "archive": (archive, lambda: archive_bytes("w:gz"), 400, None),
-    "unpacked archive": (archive, archive_bytes, 200, None),
+    "batch": (read_batch_file, lambda: batch_bytes(smooth_images(2).reshape(2, -1), [3, 7]), 700, None),
+    "archive": (unpack_archive, lambda: archive_bytes("w:gz"), 400, None),
+    "unpacked archive": (unpack_archive, archive_bytes, 200, None),
     "plain palette": (data.load_palette, plain_palette_bytes, 500, None),
     "handout's palette": (
         data.load_palette,
@@ -483,8 +483,8 @@ PARSERS = {  # how to read a file, how to make one, how many to damage (5,000 in
     ),
     "checkpoint": (load_network, checkpoint_bytes, 400, None),
     "directory of a checkpoint": (load_network, checkpoint_bytes, 600, 3000),
-    "training state": (state, state_bytes, 300, None),
-    "array of images": (array, array_bytes, 600, None),
+    "training state": (read_state_file, state_bytes, 300, None),
+    "array of images": (read_array_file, array_bytes, 600, None),
     **{
         kind: (image_files.read_image, partial(picture_bytes, kind), 150, None)
         for kind in ("PNG", "TIFF", "GIF", "BMP")

@@ -12,11 +12,11 @@ from models import create_model
 from training.evaluation import evaluate
 from training.loop import Trainer, TrainingConfig, choose_precision
 
-SMALL = ["-e", "2", "-f", "2", "-b", "8"]
+FAST = ["-e", "2", "-f", "2", "-b", "8"]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def trained(device=CPU, precision="fp32"):
+def trained_network(device=CPU, precision="fp32"):
     """Train a small network for three epochs of four batches, the last one smaller; return it and the metrics."""
     torch.manual_seed(0)
     net = create_model("UNet", 3, 4, 5).to(device)
@@ -29,7 +29,7 @@ def test_precision_is_chosen_for_the_device():
 
 
 def test_bfloat16_learns_alike_and_keeps_weights_in_float32():
-    (net, rows), (half, half_rows) = trained(), trained(precision="bf16")
+    (net, rows), (half, half_rows) = trained_network(), trained_network(precision="bf16")
     assert half_rows[-1]["train_loss"] == pytest.approx(rows[-1]["train_loss"], rel=0.02)
     assert half_rows[-1]["train_loss"] != rows[-1]["train_loss"]
     assert all(value.dtype == torch.float32 for value in half.parameters())
@@ -37,7 +37,7 @@ def test_bfloat16_learns_alike_and_keeps_weights_in_float32():
 
 
 def test_flags_reach_training(cifar, small_palette, capsys):
-    flags = [*SMALL, "-c", str(small_palette)]
+    flags = [*FAST, "-c", str(small_palette)]
     for precision in ("auto", "fp32", "bf16"):
         colorization.main([*flags, "--precision", precision, "--out-dir", precision])
     out = capsys.readouterr().out
