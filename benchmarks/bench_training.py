@@ -33,7 +33,7 @@ sys.path.insert(0, str(PROJECT))
 from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray
 from models import UNet, create_model
 from training.evaluation import evaluate
-from training.loop import Trainer, TrainingConfig, choose_precision, choose_step, tune_malloc
+from training.loop import Trainer, TrainingConfig, choose_precision
 from utils.distributed import choose_device
 
 OPERATIONS = 112_000_000  # of a UNet's convolutions for one image, forward and backward
@@ -42,21 +42,13 @@ HANDOUT_LOSS = 1.3787  # of the handout's UNet, on its palette
 
 
 class PlainUNet(UNet):
-    """The same network as the circulating solutions run it: upsampling before batch norm, tensors joined."""
+    """The same network as the circulating solutions run it: upsampling before batch norm."""
 
     def __init__(self, kernel, num_filters, num_colors):
         super().__init__(kernel, num_filters, num_colors)
         for name in ("upconv1", "upconv2"):
             conv, norm, relu, upsample = getattr(self, name)
             setattr(self, name, nn.Sequential(conv, upsample, norm, relu))
-
-    def forward(self, x):
-        down1 = self.downconv1(x)
-        down2 = self.downconv2(down1)
-        middle = self.rfconv(down2)
-        up1 = self.upconv1(torch.cat([middle, down2], 1))
-        up2 = self.upconv2(torch.cat([up1, down1], 1))
-        return self.finalconv(torch.cat([up2, x], 1))
 
 
 def plain_epoch(net, optimizer, gray, labels, batch_size=100):
@@ -86,18 +78,14 @@ def plain_loop(images, palette, device):
 
 def our_loop(images, palette, device, num_filters=32, batch_size=100, precision="auto"):
     """Return a function that trains this package's UNet for one epoch, or for so many steps with random images."""
-    net, config = create_model("UNet", 3, num_filters, len(palette)).to(device), TrainingConfig(precision=precision)
-    dataset = ImageDataset(images, palette, device)
-    trainer = Trainer(net, dataset, config)
+    net, dataset = create_model("UNet", 3, num_filters, len(palette)).to(device), ImageDataset(images, palette, device)
+    trainer = Trainer(net, dataset, TrainingConfig(batch_size=batch_size, precision=precision))
     trainer.model.train()
-    trainer.learning_rate.fill_(0.001)
-    step = choose_step(trainer)
-    tune_malloc()
 
     def epoch(steps=None):
         order = torch.randint(len(dataset), (steps * batch_size,)) if steps else torch.randperm(len(dataset))
-        for batch in order.to(dataset.pixels.device).split(batch_size):
-            loss = step(dataset.pixels[batch].to(device))
+        for batch in order.to(dataset.images.device).split(batch_size):
+            loss = trainer.step(dataset.images[batch].to(device), 0.001)
         return loss.item()  # waits for the device
 
     return epoch
@@ -115,7 +103,7 @@ def serve(connection, make_loop, *settings):
 def throughput(images, palette, device, rounds):
     """Return images per second of each loop, alternating: {name: median}, and ratios: {name: (median, least, most)}.
 
-    Each loop has a process of its own, since the one's settings of malloc change the other's speed.
+    Each loop has a process of its own, so that what one leaves in memory does not change the other's speed.
     """
     loops = {"plain, batches of 100": (plain_loop,)}
     for batch_size, precision in itertools.product((100, 25), ("fp32", "bf16")):

@@ -13,10 +13,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import ImageSource, to_gray, to_rgb
-from models import load_network, predict, pretrained_path
+from models import predict
 from pictures.decoding import annealed_mean, apply_chroma, decode_annealed_mean
 from pictures.metrics import measure
-from utils.console import print_table, run
+from utils.checkpoint import load_network, pretrained_path
+from utils.console import print_table, run_script
 
 TEMPERATURES = (0.2, 0.38, 0.6, 1.0)
 GAINS = (1.0, 1.1, 1.2)
@@ -48,4 +49,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

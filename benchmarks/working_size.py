@@ -21,13 +21,13 @@ from sklearn.datasets import load_sample_images
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import to_rgb
-from models import load_network, pretrained_path
 from pictures.colorize import colorize_full_size, predict_chroma
 from pictures.decoding import apply_chroma
 from pictures.metrics import measure
 from pictures.plots import save_image_grid
 from sources.image_files import list_image_files, read_image, split_files, to_tensor
-from utils.console import UserError, print_table, run
+from utils.checkpoint import load_network, pretrained_path
+from utils.console import UserError, print_table, run_script
 from utils.files import check_writable
 
 SIZES = (32, 48, 64, 80, 96, 128)
@@ -116,4 +116,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,22 +30,15 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 import colorization
-import models
-import training.loop
 from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray, to_rgb
-from models import (
-    CLASSIFIERS,
-    MyConv2d,
-    MyDilatedConv2d,
-    file_name,
-    load_network,
-    predict,
-    pretrained_path,
-    stage_outputs,
-)
+from models import CLASSIFIERS, MyConv2d, MyDilatedConv2d, predict, stage_outputs
 from pictures.decoding import comparison_rows
 from pictures.plots import new_figure, save, save_image_grid
-from utils.console import print_table, run
+from training.log import RunLog, run_settings
+from training.loop import Trainer, TrainingConfig, run_training
+from training.optim import MuonAdam
+from utils.checkpoint import file_name, load_network, new_network, pretrained_path
+from utils.console import print_table, run_script
 
 RUNS = PROJECT / "outputs" / "answers"
 PICTURES = PROJECT / "docs" / "answers"
@@ -213,7 +207,7 @@ def side_by_side(source):
     """Draw the first ten test horses as each shipped network colors them; for the README, six in fewer rows."""
     images, rows = source.validation_images()[:10], {}
     for model in ("RegressionCNN", *CLASSIFIERS):
-        net, checkpoint = load_network(pretrained_path(model))
+        net, checkpoint = load_network(pretrained_path(model=model))
         targets = ImageDataset(images, checkpoint.palette, torch.device("cpu")).targets(images)
         each = comparison_rows(images, targets, predict(net, to_gray(images)), checkpoint.palette)
         for label in ("prediction", "prediction in palette colors", "smooth prediction"):
@@ -247,23 +241,41 @@ def rebalanced_pictures(data_flags):
 
 def train_without(part, argv):
     """Train a UNet whose skip connection into a stage carries zeros, or without Muon; `argv` are colorization.py's."""
+    args = colorization.parse(argv)
+    device, source = torch.device("cpu"), ImageSource(args.data, holdout=args.holdout)
+    net, checkpoint = new_network(load_palette(palette_path(24, "horse")), args.seed)
+    checkpoint = replace(checkpoint, data=str(source))
+    if part in SKIPS:
+        skip_from = {"upconv1": 64, "upconv2": 32, "finalconv": 24}[part]  # channels before it are the decoder's own
+
+        def zero_skip(module, inputs):
+            (joined,) = inputs
+            return joined * (torch.arange(joined.shape[1]) < skip_from).view(1, -1, 1, 1)
+
+        getattr(net, part).register_forward_pre_hook(zero_skip)
+    settings = {name: value for name, value in vars(args).items() if name in asdict(TrainingConfig())}
+    trainer = Trainer(net, source.training_set(checkpoint.palette, device), TrainingConfig(**settings))
     if part == "muon":
-        training.loop.middle_weights = lambda net: ([], list(net.parameters()))
-        return colorization.main(argv)
+        trainer.optimizer = MuonAdam([], list(trainer.raw_model.parameters()))
+    log = RunLog(checkpoint, run_settings(checkpoint, source, None) | trainer.settings(), args.out_dir)
+    run_training(trainer, source.validation_set(checkpoint.palette, device), log, args.resume)
 
-    def zero_skip(module, inputs):
-        if len(inputs) == 2:
-            return inputs[0], inputs[1] * 0
-        (joined,) = inputs  # the skip's maps are the latter half
-        return joined * (torch.arange(joined.shape[1]) < joined.shape[1] // 2).view(1, -1, 1, 1)
 
-    class CutUNet(models.UNet):
-        def __init__(self, *settings):
-            super().__init__(*settings)
-            getattr(self, part).register_forward_pre_hook(zero_skip)
-
-    models.NETWORKS["UNet"] = CutUNet
-    colorization.main(argv)
+def dilated_filters():
+    """Draw which pixels a 3x3 filter takes with no dilation, 1 and 3, as the module itself does: Figure 1."""
+    figure = new_figure(figsize=(9, 3.2), layout="constrained")
+    for ax, dilation in zip(figure.subplots(1, 3), (0, 1, 3)):
+        conv, image = MyDilatedConv2d(1, 1, 3, dilation=dilation), torch.zeros(1, 1, 15, 15, requires_grad=True)
+        torch.nn.init.ones_(conv.weight)
+        conv(image)[0, 0, 7, 7].backward()  # the gradient of the middle output pixel is the spread filter
+        covered, corner = conv.spread_size, 6.5 - conv.spread_size // 2
+        ax.imshow(image.grad[0, 0], cmap="Blues", vmin=0, vmax=1.6)
+        ax.add_patch(Rectangle((corner, corner), covered, covered, fill=False, color="C1", lw=2))
+        ax.set(xticks=np.arange(0.5, 14), yticks=np.arange(0.5, 14), xticklabels=[], yticklabels=[])
+        ax.tick_params(length=0)
+        ax.grid(color="lightgray", linewidth=0.5)
+        ax.set_title(f"{f'dilation {dilation}' if dilation else 'no dilation'}: 9 weights in {covered}x{covered}")
+    save(figure, PICTURES / "dilated_filters.png")
 
 
 def receptive_field(net, size=64, images=200):
@@ -312,7 +324,7 @@ def receptive_fields():
     table("One filter of one map", ["filter", "weights", "computed", "measured"], rows)
     rows, fields = [], {}
     for model in CLASSIFIERS:
-        fields[model] = receptive_field(load_network(pretrained_path(model))[0])
+        fields[model] = receptive_field(load_network(pretrained_path(model=model))[0])
         rows.append([model, computed_field(dilation=int(model == "DUNet")), extent(fields[model])])
     table("One output pixel of the networks", ["network", "computed", "measured"], rows)
     figure = new_figure(figsize=(10, 3.6), layout="constrained")
@@ -356,7 +368,7 @@ def activation_sheets(source):
         image, rows = source.validation_images()[number, None], {}
         picture = interpolate(to_rgb(image), 64)[0]  # nearest, as for the maps
         for model in ("CNN", "UNet"):
-            outputs = stage_outputs(load_network(pretrained_path(model))[0], to_gray(image))
+            outputs = stage_outputs(load_network(pretrained_path(model=model))[0], to_gray(image))
             for stage in ("downconv1", "rfconv", "upconv2"):
                 (maps,) = outputs[stage]  # (C, H, W)
                 chosen = maps[maps.std((1, 2)).topk(8).indices.sort().values]
@@ -400,6 +412,7 @@ def main(argv):
     over_seeds("CNN and UNet", ["CNN", *WIDE_CNN, "UNet"])
     over_seeds("UNet trained without a skip connection, 10 epochs", CUTS)
     over_seeds("Optimizers, UNet", OPTIMIZERS)
+    dilated_filters()
     receptive_fields()
     activation_sheets(source)
     over_seeds("Augmentation, UNet", [name for name in AUGMENTATIONS if "--rebalance" not in name])
@@ -414,4 +427,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

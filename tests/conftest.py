@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import colorization
+import data
 from sources import cifar10
 from utils import console
 
@@ -109,6 +112,26 @@ def small_palette(tmp_path):
     path = tmp_path / "palette.npy"
     np.save(path, np.linspace([0, 0.1, 0], [0.9, 0.8, 0.99], 5))
     return path
+
+
+@pytest.fixture
+def trained(cifar, small_palette):
+    """A UNet's checkpoint."""
+    colorization.main(["-f", "4", "-e", "1", "-b", "8", "-c", str(small_palette), "--checkpoint", "u.pkl"])
+    return Path("u.pkl")
+
+
+@pytest.fixture
+def photo_folder(tmp_path, monkeypatch):
+    """A folder of ten pictures to learn from, and one that is broken; an epoch has 100 crops."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "MIN_CROPS", 100)
+    (tmp_path / "mine" / "more").mkdir(parents=True)
+    for number, picture in enumerate(smooth_images(10)):
+        image = Image.fromarray(picture.transpose(1, 2, 0)).resize((60 + number, 50))
+        image.save(tmp_path / "mine" / ("more" if number % 2 else "") / f"{number}.png")
+    (tmp_path / "mine" / "broken.jpg").write_text("no picture")
+    return tmp_path / "mine"
 
 
 @pytest.fixture

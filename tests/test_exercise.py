@@ -10,7 +10,7 @@ import pytest
 from utils.files import PROJECT
 
 pytestmark = pytest.mark.skipif(not (PROJECT / ".git").exists(), reason="needs git's list of files")
-ALL = ["1.1", "1.2", "1.3", "1.4", "2.1", "2.2", "3.1", "3.2", "4.1"]
+ALL = ["1.1", "1.2", "1.3", "1.4", "2.1", "2.2", "3.1", "3.2", "7.1"]
 
 
 def run(folder, *command):
@@ -20,10 +20,10 @@ def run(folder, *command):
 
 
 def check_parts(folder, failing):
-    """Run the parts' tests in a folder; exactly these parts fail, by their own messages, and so does 5.1."""
+    """Run the parts' tests in a folder; exactly these parts fail, by their own messages, and so does 7.2."""
     printed = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_parts.py")
     table = re.findall(r"^(passed|failed)  (\d\.\d) ", printed, re.MULTILINE)
-    assert [part for word, part in table if word == "failed"] == [*failing, "5.1"] and len(table) == 10
+    assert [part for word, part in table if word == "failed"] == [*failing, "7.2"] and len(table) == 10
     assert all(f"NotImplementedError: Part {part}: " in printed for part in failing)
 
 
@@ -39,11 +39,33 @@ def test_each_part_fails_by_itself_and_nothing_else_breaks(tmp_path):
     assert "not an empty folder" in run(PROJECT, "docs/make_exercise.py", made)
     readme = (made / "README.md").read_text()
     assert not list(made.rglob("*answer*")) and "answer" not in readme.split("##", 1)[1]
-    assert "outputs/regression_cnn_k3_f32_images.png" in readme and "--checkpoint outputs/unet_k3_f32.pkl" in readme
-    assert "work from the start" in readme and "need part 1" in (full / "README.md").read_text()
+    assert not re.search(r"make_exercise|benchmarks|reliability", readme)
+    assert "--checkpoint outputs/unet_k3_f32.pkl" in readme and "unless part 1 was taken out" in readme
+    (made / "p.npy").unlink()
+    assert sorted(path.name for path in made.iterdir() if path.is_file()) == [
+        ".gitignore",
+        "LICENSE",
+        "README.md",
+        "activations.py",
+        "color_regression.py",
+        "colorization.py",
+        "data.py",
+        "models.py",
+        "pyproject.toml",
+        "requirements-dev.txt",
+        "requirements.txt",
+        "writeup.md",
+    ]
     copied = shutil.copytree(PROJECT / "docs", made / "docs", dirs_exist_ok=True)
     assert "git cannot list its files" in run(made, copied / "make_exercise.py", tmp_path / "other")
     solution, path = (PROJECT / "models.py").read_text(), made / "models.py"
     forward = re.compile(r"(class UNet\(.*?    def forward)(.*?)(?=\n\n\nclass)", re.DOTALL)
     path.write_text(forward.sub(lambda match: match[1] + forward.search(solution)[2], path.read_text()))
-    check_parts(made, ["2.1", "2.2", "3.1", "4.1"])  # 3.2 alone is put back
+    check_parts(made, ["2.1", "2.2", "3.1", "7.1"])  # 3.2 alone is put back
+    text = path.read_text()
+    start = text.index("def forward", text.index("class MyDilatedConv2d"))
+    step = "return F.conv2d(x, self.weight, self.bias, padding=self.padding, dilation=self.dilation + 1)"
+    body = text[start:].replace('raise NotImplementedError("Part 7.1: MyDilatedConv2d.forward")', step, 1)
+    path.write_text(text[:start] + body)
+    printed = run(made, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_parts.py", "-k", "test_dilation")
+    assert "without PyTorch's own dilation" in printed and "failed  7.1" in printed

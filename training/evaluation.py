@@ -101,19 +101,26 @@ def run_validation(
     save_image_grid(path, title, {label: panel[:NUM_SAMPLES] for label, panel in panels.items()})
     print(f"saved {path}")
 
-    gray, truth = panels["gray input"][:, :1], panels.pop("truth")
-    best = "truth in palette colors" if checkpoint.is_classifier else "prediction"
-    panels[f"{best}, over the gray"] = apply_chroma(panels[best], gray)
-    if json_path:
-        mean = to_rgb(subsample(source.training_images())).mean((0, 2, 3)).view(1, 3, 1, 1)
-        panels["mean training color, over the gray"] = apply_chroma(mean, gray)
-    panels["truth"] = truth  # last
-    picture_metrics = measure(panels, truth, perceptual=bool(json_path))
+    label = "truth in palette colors" if checkpoint.is_classifier else "prediction"
+    picture_metrics = measure_pictures(panels, label, source if json_path else None)
     print_metrics(picture_metrics)
     if json_path:
         described = {"model": checkpoint.model, "data": str(source), **metrics, "temperature": temperature}
         write_json(json_path, described | {"pictures": picture_metrics})
         print(f"saved {json_path}")
+
+
+def measure_pictures(panels: dict[str, Tensor], label: str, source: ImageSource | None) -> dict[str, dict]:
+    """Return the metrics of rows of pictures, and of one row of them over the gray; the truth comes last.
+
+    With a source, all metrics, also of the mean color of its training images over the gray.
+    """
+    gray, truth = panels["gray input"][:, :1], panels.pop("truth")
+    panels[f"{label}, over the gray"] = apply_chroma(panels[label], gray)
+    if source:
+        mean = to_rgb(subsample(source.training_images())).mean((0, 2, 3)).view(1, 3, 1, 1)
+        panels["mean training color, over the gray"] = apply_chroma(mean, gray)
+    return measure(panels | {"truth": truth}, truth, perceptual=source is not None)
 
 
 def draw_samples(path: Path, title: str, net: Network, dataset: ImageDataset, temperature: float = TEMPERATURE) -> None:

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, or run out of space; and files that lie."""
+"""The files of a run: stopped, killed, resumed, out of space."""
 
 import contextlib
 import hashlib
@@ -7,38 +7,65 @@ import json
 import math
 import multiprocessing
 import os
-import pickle
 import random
 import resource
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROWS, batch_bytes, handout_palette, smooth_images
-from PIL import Image
+from conftest import ROWS, smooth_images
+from helpers import PALETTE, SMALL, THREE_COLORS, TINY
 
-import activations
 import colorization
 import data
-from models import create_model
-from sources import cifar10, image_files
+from sources import cifar10
 from training import loop
-from training.log import STATE_FORMAT
-from training.log import STATE_FORMAT, RunLog
-from utils import checkpoint, torch_files
-from utils.checkpoint import load_network
+from training.log import RunLog
+from utils import checkpoint, distributed, torch_files
+from utils.checkpoint import load_checkpoint, load_network, new_network, pretrained_path
 from utils.console import UserError
 from utils.files import PROJECT
 
-TINY = ["-f", "2", "-b", "8"]
+
+def test_every_process_resumes_from_the_state_that_it_reads(tmp_path, monkeypatch):
+    """Also one that writes nothing."""
+    net, content = new_network(PALETTE, model="CNN", kernel=3, num_filters=2)
+    log = RunLog(content, {"epochs": 2, "learning_rate": 0.01}, tmp_path)
+    log.write({"epoch": 1, "train_loss": 1.0, "valid_loss": 2.0, "seconds": 3.0}, net.state_dict(), {"a": {}})
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    loaded, other = [], RunLog(content, {"epochs": 2, "learning_rate": 0.01}, tmp_path)
+    other.resume(loaded.append)
+    assert other.history == log.history and loaded == [{"a": {}}]
+    other.write({"epoch": 2, "train_loss": 1.0, "valid_loss": 2.0, "seconds": 3.0}, net.state_dict(), {"a": {}})
+    assert len(torch.load(tmp_path / "cnn_k3_f2.state", weights_only=True)["history"]) == 1
+    (tmp_path / "cnn_k3_f2.state").unlink()
+    with pytest.raises(UserError, match=r"cnn_k3_f2\.state: cannot read the training state"):
+        other.resume(loaded.append)
+
+
+def test_an_interrupted_run_on_an_album_resumes_with_the_same_crops(photo_folder, monkeypatch):
+    palette = photo_folder.parent / "palette.npy"
+    flags = ["--data", str(photo_folder), "-c", str(palette), "-f", "2", "-b", "20", "-e", "2"]
+    np.save(palette, THREE_COLORS)
+    colorization.main([*flags, "--out-dir", "whole"])
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        write = RunLog.write
+        patch.setattr(RunLog, "write", lambda *written: (write(*written), stop()))
+        with pytest.raises(KeyboardInterrupt):
+            colorization.main([*flags, "--out-dir", "halves"])
+    colorization.main([*flags, "--out-dir", "halves", "--resume"])
+    whole, halves = (load_network(f"{out}/unet_k3_f2.pkl")[1].state_dict for out in ("whole", "halves"))
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
 
 
 class Stopped(BaseException):
@@ -212,34 +239,6 @@ def test_no_file_of_a_run_replaces_another(cifar, small_palette, fails):
     assert Path("outputs/unet_k3_f2.pkl").read_bytes() == before
 
 
-def test_no_input_is_replaced(cifar, small_palette, fails, monkeypatch):
-    np.save("mine.npy", smooth_images(40))
-    Path("album").mkdir()
-    for number in range(20):
-        Image.fromarray(smooth_images(1, seed=number)[0].transpose(1, 2, 0)).save(f"album/{number}.png")
-    colorization.main([*TINY, "-e", "1", "-c", str(small_palette), "--checkpoint", "u.pkl"])
-    Path("MINE.NPY").hardlink_to("mine.npy")  # as on a file system that ignores the case of names
-    kept = {path: path.read_bytes() for path in (Path("u.pkl"), Path("mine.npy"), small_palette)}
-    train = [*TINY, "-e", "1", "-c", small_palette]
-    for argv in (
-        [*train, "--checkpoint", small_palette],
-        [*train, "--data", "mine.npy", "--checkpoint", "mine.npy"],
-        [*train, "--data", "mine.npy", "--checkpoint", "MINE.NPY"],
-        ["--valid", "--checkpoint", "u.pkl", "--json", "u.pkl"],
-        ["--valid", "--checkpoint", "u.pkl", "-c", small_palette, "--json", small_palette],
-        ["--valid", "--checkpoint", "u.pkl", "--json", "outputs/unet_valid.png"],
-        ["--valid", "--data", "mine.npy", "--json", "mine.npy"],
-        ["--valid", "--data", "mine.npy", "--json", PROJECT / "weights/unet_k3_f32.pkl"],
-    ):
-        assert "would replace" in fails(colorization.main, *argv)
-    assert "would replace" in fails(data.main, "--data", "mine.npy", "--output", "mine.npy")
-    data.main(["--data", "album", "-c", "3", "--output", "album/palette.npy"])  # which is no image
-    for argv in (["--data", "album", "--out-dir", "album/results"], ["--data", "."]):
-        assert "would become part of the data" in fails(colorization.main, *train, *argv)
-    assert "would become part" in fails(activations.main, "0", "--data", "album", "--out-dir", "album")
-    assert all(path.read_bytes() == content for path, content in kept.items())
-
-
 def test_symbolic_links_are_followed(cifar, small_palette):
     Path("elsewhere").mkdir()
     Path("u.pkl").symlink_to("elsewhere/weights.pkl")
@@ -370,161 +369,21 @@ def test_targets_that_cannot_be_written_are_found_before_training(cifar, small_p
     assert "cannot be written" in fails(colorization.main, *TINY, "-c", small_palette, *flags)
 
 
-def mutations(content, count, seed, tail=None):
-    """Yield `count` damaged copies of a file's content: cut, changed, doubled, shuffled; in its last `tail` bytes."""
-    chance = random.Random(seed)
-    for _ in range(count):
-        damaged = bytearray(content)
-        for _ in range(chance.choice([1, 1, 2, 8])):
-            start = chance.randrange(max(0, len(damaged) - (tail or len(damaged))), len(damaged))
-            kind = chance.randrange(4)
-            if kind == 0:
-                damaged[start] = chance.randrange(256)
-            elif kind == 1:
-                del damaged[start : start + chance.choice([1, 4, 1000, len(damaged)])]
-            elif kind == 2:
-                damaged[start:start] = damaged[start : start + chance.choice([1, 16, 300])]
-            else:
-                damaged[start : start + 4] = chance.randbytes(4)
-            if not damaged:
-                break
-        yield bytes(damaged)
+def test_checkpoint_is_saved_where_it_is_asked_for(cifar, small_palette):
+    colorization.main([*SMALL, "-c", str(small_palette), "--checkpoint", "mine.pkl"])
+    assert load_checkpoint("mine.pkl").model == "UNet"
+    assert sorted(path.name for path in Path("outputs").iterdir()) == [
+        "mine.csv",
+        "mine.json",
+        "mine.state",
+        "mine_curve.png",
+        "mine_images.png",
+    ]
 
 
-def read_batch_file(path):
-    cifar10.read_batch(path)
-
-
-def unpack_archive(path):
-    target = path.with_name("unpacked")
-    cifar10.unpack(path, target, hashlib.sha256(path.read_bytes()).hexdigest())
-    for file in target.iterdir():
-        file.unlink()
-    target.rmdir()
-
-
-def archive_bytes(mode="w"):
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode=mode) as tar:
-        for name in cifar10.TRAIN_FILES + cifar10.TEST_FILES:
-            member = tarfile.TarInfo(f"{cifar10.FOLDER}/{name}")
-            member.size = 100
-            tar.addfile(member, io.BytesIO(bytes(100)))
-    return stream.getvalue()
-
-
-def checkpoint_bytes():
-    stream = io.BytesIO()
-    torch.manual_seed(0)
-    palette = torch.rand(5, 3).double()
-    content = {"format": checkpoint.FORMAT, "model": "CNN", "kernel": 3, "num_filters": 2, "palette": palette}
-    content |= {
-        "data": "x",
-        "epoch": 1,
-        "metrics": {},
-        "state_dict": create_model("CNN", 3, 2, 5).state_dict(),
-    }
-    torch.save(content, stream)
-    return stream.getvalue()
-
-
-def plain_palette_bytes():
-    stream = io.BytesIO()
-    np.save(stream, np.random.default_rng(0).random((5, 3)))
-    return stream.getvalue()
-
-
-def picture_bytes(kind):
-    stream = io.BytesIO()
-    Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).save(stream, kind)
-    return stream.getvalue()
-
-
-@cache
-def small_trainer():
-    torch.manual_seed(0)
-    dataset = data.ImageDataset(torch.from_numpy(smooth_images(4)), None, torch.device("cpu"))
-    return loop.Trainer(create_model("RegressionCNN", 3, 1), dataset, loop.TrainingConfig(batch_size=4))
-
-
-def state_bytes():
-    stream = io.BytesIO()
-    history = [{"epoch": 1, "train_loss": 0.5, "valid_loss": 0.4, "learning_rate": 0.0, "seconds": 1.0}]
-    content = {"format": STATE_FORMAT, "settings": {"epochs": 2}, "history": history}
-    torch.save(content | {"trainer": small_trainer().state_dict()}, stream)
-    return stream.getvalue()
-
-
-def read_state_file(path):
-    log = SimpleNamespace(path_for=lambda suffix: path, settings={"epochs": 2})
-    RunLog.resume(log, small_trainer().load_state_dict)
-
-
-def array_bytes():
-    stream = io.BytesIO()
-    np.save(stream, smooth_images(20))
-    return stream.getvalue()[:70_000]  # the header and all images
-
-
-def read_array_file(path):
-    image_files.array_images(path, train=True)
-
-
-PARSERS = {  # how to read a file, how to make one, how many to damage (5,000 in all), in how many of the last bytes
-    "batch": (read_batch_file, lambda: batch_bytes(smooth_images(2).reshape(2, -1), [3, 7]), 700, None),
-    "archive": (unpack_archive, lambda: archive_bytes("w:gz"), 400, None),
-    "unpacked archive": (unpack_archive, archive_bytes, 200, None),
-    "plain palette": (data.load_palette, plain_palette_bytes, 500, None),
-    "handout's palette": (
-        data.load_palette,
-        lambda: handout_palette(np.random.default_rng(0).random((5, 3))),
-        700,
-        None,
-    ),
-    "checkpoint": (load_network, checkpoint_bytes, 400, None),
-    "directory of a checkpoint": (load_network, checkpoint_bytes, 600, 3000),
-    "training state": (read_state_file, state_bytes, 300, None),
-    "array of images": (read_array_file, array_bytes, 600, None),
-    **{
-        kind: (image_files.read_image, partial(picture_bytes, kind), 150, None)
-        for kind in ("PNG", "TIFF", "GIF", "BMP")
-    },
-}
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", PARSERS)
-def test_damaged_files_end_in_success_or_in_one_clear_line(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10, "ROWS", 2)
-    parse, make, count, tail = PARSERS[name]
-    path = tmp_path / "file"
-    refused = 0
-    path.write_bytes(make())
-    parse(path)  # undamaged, it is read
-    for seed, damaged in enumerate(mutations(make(), count, seed=1, tail=tail)):
-        path.write_bytes(damaged)
-        try:
-            parse(path)
-        except UserError as error:
-            refused += 1
-            assert str(path) in str(error), f"mutation {seed}"
-            assert "\n" not in str(error), f"mutation {seed}"
-    assert refused > count / 10
-
-
-def test_whole_pickled_modules_and_plain_pickles_are_no_checkpoints(tmp_path):
-    path = tmp_path / "module.pkl"
-    torch.save(create_model("CNN", 3, 2, 5), path)
-    with pytest.raises(UserError, match=r"module\.pkl: not a checkpoint"):
-        checkpoint.load_checkpoint(path)
-    path.write_bytes(pickle.dumps({"a": np.zeros(3)}))
-    with pytest.raises(UserError, match=r"module\.pkl: not a checkpoint"):
-        checkpoint.load_checkpoint(path)
-
-
-def test_a_checkpoint_cut_anywhere_is_refused(tmp_path):
-    whole, path = checkpoint_bytes(), tmp_path / "cut.pkl"
-    for end in range(0, len(whole), math.ceil(len(whole) / 200)):
-        path.write_bytes(whole[:end])
-        with pytest.raises(UserError, match=r"cut\.pkl: not a checkpoint"):
-            checkpoint.load_checkpoint(path)
+def test_training_does_not_replace_the_shipped_weights(cifar, small_palette, fails):
+    before = pretrained_path().read_bytes()
+    assert "training does not write to weights/" in fails(
+        colorization.main, "-e", 1, "-b", 8, "-c", small_palette, "--checkpoint", pretrained_path()
+    )
+    assert pretrained_path().read_bytes() == before

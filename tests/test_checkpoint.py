@@ -1,0 +1,160 @@
+"""Checkpoints and bare weights: what loads, and what is refused."""
+
+import math
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Payload
+from helpers import PALETTE, SMALL, checkpoint_bytes
+
+import color_regression
+import colorization
+from models import create_model
+from utils import checkpoint
+from utils.checkpoint import OLD_FORMAT, load_checkpoint, load_network, new_network, save_checkpoint
+from utils.console import UserError
+
+
+@pytest.mark.parametrize(("name", "value"), [("downconv1.0.weight", 1e300), ("downconv1.2.running_var", -1.0)])
+def test_weights_that_give_no_finite_output(tmp_path, name, value):
+    _, small = new_network(PALETTE, model="CNN", kernel=3, num_filters=2)
+    small.state_dict[name] = torch.full_like(small.state_dict[name], value, dtype=torch.float64)
+    save_checkpoint(tmp_path / "u.pkl", small)
+    with pytest.raises(UserError, match=f"{name} is not finite"):
+        checkpoint.load_network(tmp_path / "u.pkl")
+
+
+def test_a_checkpoint_of_this_package_is_stored_uncompressed(tmp_path):
+    save_checkpoint(tmp_path / "u.pkl", new_network(PALETTE, model="CNN", kernel=3, num_filters=2)[1])
+    assert load_checkpoint(tmp_path / "u.pkl").num_filters == 2
+
+
+def test_whole_pickled_modules_and_plain_pickles_are_no_checkpoints(tmp_path):
+    path = tmp_path / "module.pkl"
+    torch.save(create_model("CNN", 3, 2, 5), path)
+    with pytest.raises(UserError, match=r"module\.pkl: not a checkpoint"):
+        checkpoint.load_checkpoint(path)
+    path.write_bytes(pickle.dumps({"a": np.zeros(3)}))
+    with pytest.raises(UserError, match=r"module\.pkl: not a checkpoint"):
+        checkpoint.load_checkpoint(path)
+
+
+def test_a_checkpoint_cut_anywhere_is_refused(tmp_path):
+    whole, path = checkpoint_bytes(), tmp_path / "cut.pkl"
+    for end in range(0, len(whole), math.ceil(len(whole) / 200)):
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match=r"cut\.pkl: not a checkpoint"):
+            checkpoint.load_checkpoint(path)
+
+
+def test_bare_weights_take_their_description_from_the_flags(cifar, small_palette, fails, capsys):
+    torch.save(create_model("DUNet", 3, 4, 5).state_dict(), "bare.pkl", _use_new_zipfile_serialization=False)
+    flags = ["--valid", "--checkpoint", "bare.pkl", "-c", str(small_palette)]
+    colorization.main([*flags, "--model", "DUNet", "-f", "4"])
+    assert "DUNet, kernel 3, 4 filters, 5 colors" in capsys.readouterr().out
+    assert "name the network with --model" in fails(colorization.main, *flags)
+    bare = [*flags[:3], "--model", "DUNet", "-f", "4"]
+    assert "bare.pkl: a DUNet needs its palette; give it with --colors" in fails(colorization.main, *bare)
+    assert "bare.pkl: not a file of weights of DUNet" in fails(colorization.main, *flags, "--model", "DUNet")
+    assert "bare.pkl: not a file of weights of CNN" in fails(colorization.main, *flags, "--model", "CNN", "-f", "4")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model", "CNN"], "u.pkl: its model is UNet, not CNN"),
+        (["-f", "8"], "its number of filters is 4, not 8"),
+        (["-k", "5"], "its kernel is 3, not 5"),
+        (["-c", "24"], "not made with the palette of --colors"),
+        (["-c", "gone.npy"], "gone.npy: cannot read the palette"),
+        (["-c", "1"], "--colors 1: 2 to 256"),
+        (["--category", "zebra"], "invalid choice: 'zebra'"),
+        (["--device", "abacus"], "--device abacus: no such device"),
+        (["--device", "cuda:99"], "--device cuda:99: no such GPU"),
+        (["--device", "mps"], "--device mps: no such device; use cpu, cuda or cuda:N"),
+        (["--kernel", "4"], "--kernel: invalid choice: 4 (choose from 1, 3, 5,"),
+        (["--holdout", "20"], "--holdout 20: there are only 20"),
+    ],
+)
+def test_flags_that_do_not_fit(trained, fails, flags, said):
+    assert said in fails(colorization.main, "--valid", "--checkpoint", trained, *flags)
+
+
+def test_no_shipped_weights(cifar, fails):
+    assert "no weights are shipped" in fails(colorization.main, "--valid", "-f", "5")
+
+
+def test_files_that_are_no_checkpoints(trained, fails, tmp_path):
+    whole = trained.read_bytes()
+    mark = tmp_path / "mark"
+    contents = {"empty": b"", "html": b"<html></html>", "short": whole[:-100], "half": whole[: len(whole) // 2]}
+    for name, content in contents.items():
+        Path(name).write_bytes(content)
+        assert f"{name}: not a checkpoint" in fails(colorization.main, "--valid", "--checkpoint", name)
+    torch.save({"weights": Payload(mark)}, "hostile")
+    assert "hostile: not a checkpoint" in fails(colorization.main, "--valid", "--checkpoint", "hostile")
+    assert not mark.exists()
+    torch.save([1, 2], "list")
+    assert "list: a PyTorch file, but neither" in fails(colorization.main, "--valid", "--checkpoint", "list")
+    content = torch.load(trained, weights_only=True)
+    content["state_dict"]["finalconv.bias"][0] = np.nan
+    torch.save(content, "nan")
+    assert (
+        "nan: not a file of weights of UNet, kernel 3, 4 filters, 5 colors, or a corrupt one (finalconv.bias is"
+        in fails(colorization.main, "--valid", "--checkpoint", "nan")
+    )
+    assert "gone: cannot read" in fails(colorization.main, "--valid", "--checkpoint", "gone")
+
+
+def test_checkpoints_that_describe_themselves_wrongly(trained, fails):
+    lies = [
+        ("kernel", 10**9 + 1),
+        ("kernel", 3.0),
+        ("num_filters", "many"),
+        ("num_filters", 4.0),
+        ("model", "GAN"),
+        ("model", ["UNet"]),
+        ("model", {}),
+        ("palette", None),
+        ("state_dict", {"finalconv.weight": "heavy"}),
+        ("state_dict", "heavy"),
+    ]
+    content = torch.load(trained, weights_only=True)
+    for name, lie in lies:
+        torch.save(content | {name: lie}, "lie.pkl")
+        assert "lie.pkl: " in fails(colorization.main, "--valid", "--checkpoint", "lie.pkl")
+    for name in ("kernel", "num_filters", "model", "palette", "state_dict", "metrics"):
+        torch.save({key: value for key, value in content.items() if key != name}, "lie.pkl")
+        assert f"lie.pkl: not a checkpoint, or a corrupt one ('{name}')" in fails(
+            colorization.main, "--valid", "--checkpoint", "lie.pkl"
+        )
+
+
+def test_checkpoints_of_the_first_version_load(tmp_path, monkeypatch):
+    """They called the metrics figures, and numbered the decoder's batch norm as the handout does."""
+    monkeypatch.chdir(tmp_path)
+    net, checkpoint = new_network(np.linspace([0, 0.1, 0], [0.9, 0.8, 0.99], 5), model="CNN", kernel=3, num_filters=2)
+    with torch.no_grad():
+        net.upconv1[1].bias.fill_(7)
+    save_checkpoint("old.pkl", checkpoint)
+    content = torch.load("old.pkl", weights_only=True)
+    renamed = {re.sub(r"^(upconv\d)\.1\.", r"\1.2.", name): v for name, v in content["state_dict"].items()}
+    assert "upconv1.2.bias" in renamed
+    old = content | {"format": OLD_FORMAT, "figures": {"valid_loss": 1.5}, "state_dict": renamed}
+    del old["metrics"]
+    torch.save(old, "old.pkl")
+    loaded, checkpoint = load_network("old.pkl")
+    assert checkpoint.metrics == {"valid_loss": 1.5}
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in net.state_dict().items())
+
+
+def test_a_regression_is_no_classifier_and_the_other_way_round(trained, fails):
+    color_regression.main([*SMALL, "-e", "1", "--checkpoint", "r.pkl"])
+    assert "r.pkl: a RegressionCNN predicts RGB, not palette colors" in fails(
+        colorization.main, "--valid", "--checkpoint", "r.pkl"
+    )
+    assert "its model is UNet, not RegressionCNN" in fails(color_regression.main, "--checkpoint", trained)

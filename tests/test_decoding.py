@@ -1,0 +1,63 @@
+"""From logits to pictures, by hand."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import THREE_COLORS, some_pictures
+
+from pictures.decoding import (
+    CHROMA_GAIN,
+    annealed_mean,
+    apply_chroma,
+    chroma_error,
+    decode_annealed_mean,
+    labels_to_rgb,
+)
+
+
+def test_decoding_by_hand():
+    logits = torch.tensor([0.0, 1.0, 0.5]).view(1, 3, 1, 1)
+    assert torch.allclose(labels_to_rgb(logits.argmax(1), THREE_COLORS).flatten(), torch.tensor([0.9, 0.3, 0.3]))
+    gray = torch.full((1, 1, 1, 1), 0.4)
+    odds = np.exp(np.array([0, 1, 0.5]) / 0.6)
+    mean = odds @ THREE_COLORS / odds.sum()
+    expected = 1.1 * (mean - mean.mean()) + 0.4
+    assert torch.allclose(
+        decode_annealed_mean(logits, THREE_COLORS, gray).flatten(), torch.tensor(expected).float(), atol=1e-6
+    )
+    most_probable = labels_to_rgb(logits.argmax(1), THREE_COLORS)
+    cold = decode_annealed_mean(logits, THREE_COLORS, gray, 0.01)
+    assert torch.allclose(cold, apply_chroma(most_probable, gray, CHROMA_GAIN), atol=1e-6)
+
+
+def test_the_smooth_prediction_averages_the_chroma_of_neighbors():
+    logits = torch.full((1, 3, 5, 5), -1000.0)
+    logits[:, 0] = 0
+    logits[:, :, 2, 2] = torch.tensor([-1000.0, 0.0, -1000.0])  # one pixel of another color
+    gray = torch.full((1, 1, 5, 5), 0.5)
+    base, other = (torch.tensor(color - color.mean()).float() for color in THREE_COLORS[:2])
+    kernel = torch.tensor([1.0, 2, 1]) / 4
+    share = torch.zeros(5, 5)
+    share[1:4, 1:4] = kernel[:, None] * kernel
+    chroma = base.view(3, 1, 1) + share * (other - base).view(3, 1, 1)
+    assert torch.allclose(decode_annealed_mean(logits, THREE_COLORS, gray)[0], 0.5 + CHROMA_GAIN * chroma, atol=1e-6)
+
+
+def test_color_error_is_that_of_the_mean_color():
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(110, 146, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)  # any difference fits
+    logits = torch.randn(2, 3, 8, 8, generator=generator)
+    gray = images.float().mean(1, keepdim=True) / 256
+    picture = apply_chroma(annealed_mean(logits, THREE_COLORS, 0.7).permute(0, 3, 1, 2), gray)
+    expected = (picture - images.float() / 256).square().mean().item()
+    assert chroma_error(logits, THREE_COLORS, images, 0.7).item() == pytest.approx(expected, rel=1e-5)
+    shifted = images + 20  # the gray does not matter
+    assert chroma_error(logits, THREE_COLORS, shifted, 0.7).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gray_given_is_kept_and_every_value_possible():
+    gray = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    gray[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    laid = apply_chroma(some_pictures(2), gray)
+    assert torch.allclose(laid.mean(1, keepdim=True), gray, atol=1e-6)
+    assert laid.min() >= -1e-6 and laid.max() <= 1 + 1e-6

@@ -1,0 +1,80 @@
+"""Validation: exact metrics, for any batch size."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import BLACK_AND_WHITE, CPU, PALETTE, Fixed, random_dataset
+
+import colorization
+from data import ImageDataset
+from models import create_model, predict
+from training.evaluation import accuracy, batch_metrics, cross_entropy, evaluate
+
+
+def test_validation_writes_every_images_figures(cifar, small_palette, capsys):
+    colorization.main(["-e", "1", "-b", "10", "-f", "4", "-c", str(small_palette)])
+    colorization.main(["--valid", "--checkpoint", "outputs/unet_k3_f4.pkl", "--json", "figures.json"])
+    printed = capsys.readouterr().out
+    figures = json.loads(Path("figures.json").read_text())
+    names = {"psnr", "colorfulness", "ssim", "ciede2000", "auc", "balanced_auc"}
+    rows = {"gray input", "mean training color, over the gray", "prediction in palette colors", "smooth prediction"}
+    rows |= {"truth in palette colors", "truth in palette colors, over the gray", "truth"}
+    assert figures["pictures"].keys() == rows and figures["loss"] > 0
+    for label, row in figures["pictures"].items():
+        assert label in printed and row.keys() == names
+        assert all(len(both["per_image"]) == 4 for both in row.values())  # horses among 40 images
+    assert figures["pictures"]["gray input"]["colorfulness"]["mean"] == 0
+
+
+def test_loss_and_accuracy_by_hand():
+    # Two colors with probabilities 3/4 and 1/4: ln(4/3) where the first is right, ln(4) where the second is.
+    labels = torch.tensor([0, 0, 0, 1, 1, 0, 0, 0], dtype=torch.uint8).view(2, 2, 2)
+    logits = torch.tensor([math.log(3), 0.0]).view(1, 2, 1, 1).expand(2, 2, 2, 2)
+    loss = (6 * math.log(4 / 3) + 2 * math.log(4)) / 8
+    assert cross_entropy(logits, labels).item() == pytest.approx(loss, abs=1e-6)
+    assert accuracy(logits, labels).item() == 6 / 8
+    assert batch_metrics(logits, labels).tolist() == pytest.approx([loss, 6 / 8], abs=1e-6)
+    weighted = (6 * 1 * math.log(4 / 3) + 2 * 5 * math.log(4)) / 8
+    assert cross_entropy(logits, labels, torch.tensor([1.0, 5])).item() == pytest.approx(weighted, abs=1e-6)
+
+
+def test_squared_error_by_hand():
+    images = torch.tensor([0, 64, 128], dtype=torch.uint8).view(1, 3, 1, 1)
+    targets = ImageDataset(images, None, CPU).targets(images)
+    metrics = batch_metrics(torch.full((1, 3, 1, 1), 0.25), targets)
+    assert metrics.tolist() == pytest.approx([(0.25**2 + 0 + 0.25**2) / 3], abs=1e-7)
+
+
+def test_validation_is_exact_for_any_batch_size():
+    dataset = random_dataset(11, BLACK_AND_WHITE)
+    net = Fixed([0.3, -0.2])
+    share = (dataset.targets(dataset.images) == 0).double().mean().item()
+    unlikely = math.log1p(math.exp(-0.5))
+    for batch_size in (1, 2, 4, 10, 11, 100):
+        metrics = evaluate(net, dataset, batch_size)
+        assert metrics["loss"] == pytest.approx(share * unlikely + (1 - share) * (unlikely + 0.5), abs=1e-6)
+        assert metrics["accuracy"] == pytest.approx(share, abs=1e-7)
+    for model, palette in (("UNet", PALETTE), ("RegressionCNN", None)):
+        net, dataset = create_model(model, 3, 4, 3 if palette is None else 5), random_dataset(11, palette)
+        first = evaluate(net, dataset, 11)
+        assert first.keys() == ({"loss"} if palette is None else {"loss", "accuracy"})
+        for batch_size in (1, 3, 4):
+            assert evaluate(net, dataset, batch_size) == pytest.approx(first, abs=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_validation_owns_its_mode(training):
+    dataset = random_dataset(4)
+    net = create_model("CNN", 3, 4, 5).train(training)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    evaluate(net, dataset)
+    outputs = predict(net, torch.rand(2, 1, 8, 8))
+    assert not outputs.requires_grad
+    assert net.training == training
+    with pytest.raises(ValueError, match="multiples of 4"):
+        predict(net, torch.rand(2, 1, 7, 7))
+    assert net.training == training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

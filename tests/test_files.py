@@ -1,0 +1,160 @@
+"""Atomic writing, and what may be replaced."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import smooth_images
+from helpers import SMALL, TINY, save_image
+from PIL import Image
+
+import activations
+import colorization
+import data
+from utils import files
+from utils.console import UserError
+from utils.files import PROJECT, atomic_write, check_writable
+
+
+def test_names_too_long_to_ask_about(tmp_path, monkeypatch, fails, capsys):
+    monkeypatch.chdir(tmp_path)
+    long = "x" * 300
+    for flags in (["--data", long], ["--checkpoint", long], ["--out-dir", long], ["-c", long]):
+        fails(colorization.main, "-e", "1", *flags)
+    fails(activations.main, long)
+    fails(data.main, "--output", long)
+    save_image("a.png")
+    save_image(f"{'y' * 245}.png")  # its result's name would be too long
+    with pytest.raises(UserError, match="1 of 2 images"):
+        colorization.main(["--colorize", f"{'y' * 245}.png", "a.png"])
+    assert "a_colored.png" in capsys.readouterr().out
+
+
+def test_a_system_whose_chmod_takes_no_descriptors(tmp_path, monkeypatch):
+    """As Windows' before Python 3.13."""
+
+    def chmod(path, mode, **_):
+        if isinstance(path, int):
+            raise TypeError("chmod: path should be string, bytes or os.PathLike, not int")
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_name_whose_temporary_file_would_be_too_long(tmp_path):
+    """It is found before training, not when the first epoch ends."""
+    check_writable(tmp_path / "new" / "folder" / ("x" * 230))
+    with pytest.raises(UserError, match="File name too long"):
+        check_writable(tmp_path / ("x" * 246))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="a folder or a device"):
+        check_writable(tmp_path / "pipe")
+
+
+def test_a_folder_that_is_a_dangling_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with files.new_file(tmp_path / "link" / "a.png") as path:
+        path.write_bytes(b"content")
+    assert (tmp_path / "elsewhere" / "a.png").read_bytes() == b"content"
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"), files.new_file(tmp_path / "file" / "a.png"):
+        pass
+
+
+def test_a_drive_that_is_not_there(monkeypatch):
+    """As on Windows, where Z: need not exist, and has no folder above it that does."""
+    monkeypatch.setattr(os.path, "exists", lambda _: False)
+    with pytest.raises(UserError, match="cannot be written"):
+        check_writable("/there/is/no/such/folder/file")
+
+
+def test_file_systems_without_inodes(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(files.os, "stat", lambda _: SimpleNamespace(st_dev=1, st_ino=0))
+    assert files.file_identity(tmp_path / "a") != files.file_identity(tmp_path / "b")
+    assert files.file_identity(tmp_path / "a") == files.file_identity(tmp_path / "." / "a")
+
+
+def test_leftovers_of_others(tmp_path, monkeypatch):
+    """Those of a process that still writes stay; one that another process deletes first is no error."""
+    old, new = tmp_path / ".file.1.part", tmp_path / ".file.2.part"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    check_writable(tmp_path / "file")
+    assert not old.exists() and new.exists()
+    monkeypatch.setattr(files.Path, "glob", lambda *_: [old])
+    check_writable(tmp_path / "file")
+
+
+def test_two_processes_never_get_one_name(tmp_path):
+    """While one has not written yet, another asks for the same name."""
+    with files.new_file(tmp_path / "a.png") as first, files.new_file(tmp_path / "a.png") as second:
+        assert (first.name, second.name) == ("a.png", "a_2.png")
+    with pytest.raises(RuntimeError), files.new_file(tmp_path / "a.png"):
+        raise RuntimeError
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a_2.png"]
+
+
+def test_text_files_have_the_same_bytes_on_every_system(tmp_path):
+    with atomic_write(tmp_path / "file", "x") as file:
+        file.write("å\n")
+    assert (tmp_path / "file").read_bytes() == b"\xc3\xa5\n"
+
+
+def test_no_input_is_replaced(cifar, small_palette, fails, monkeypatch):
+    np.save("mine.npy", smooth_images(40))
+    Path("album").mkdir()
+    for number in range(20):
+        Image.fromarray(smooth_images(1, seed=number)[0].transpose(1, 2, 0)).save(f"album/{number}.png")
+    colorization.main([*TINY, "-e", "1", "-c", str(small_palette), "--checkpoint", "u.pkl"])
+    Path("MINE.NPY").hardlink_to("mine.npy")  # as on a file system that ignores the case of names
+    kept = {path: path.read_bytes() for path in (Path("u.pkl"), Path("mine.npy"), small_palette)}
+    train = [*TINY, "-e", "1", "-c", small_palette]
+    for argv in (
+        [*train, "--checkpoint", small_palette],
+        [*train, "--data", "mine.npy", "--checkpoint", "mine.npy"],
+        [*train, "--data", "mine.npy", "--checkpoint", "MINE.NPY"],
+        ["--valid", "--checkpoint", "u.pkl", "--json", "u.pkl"],
+        ["--valid", "--checkpoint", "u.pkl", "-c", small_palette, "--json", small_palette],
+        ["--valid", "--checkpoint", "u.pkl", "--json", "outputs/unet_valid.png"],
+        ["--valid", "--data", "mine.npy", "--json", "mine.npy"],
+        ["--valid", "--data", "mine.npy", "--json", PROJECT / "weights/unet_k3_f32.pkl"],
+    ):
+        assert "would replace" in fails(colorization.main, *argv)
+    assert "would replace" in fails(data.main, "--data", "mine.npy", "--output", "mine.npy")
+    data.main(["--data", "album", "-c", "3", "--output", "album/palette.npy"])  # which is no image
+    for argv in (["--data", "album", "--out-dir", "album/results"], ["--data", "."]):
+        assert "would become part of the data" in fails(colorization.main, *train, *argv)
+    assert "would become part" in fails(activations.main, "0", "--data", "album", "--out-dir", "album")
+    assert all(path.read_bytes() == content for path, content in kept.items())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="cannot be written"), atomic_write(tmp_path / "folder") as file:
+        file.write(b"new")
+    with pytest.raises(UserError, match="cannot be written"), atomic_write(path / "below" / "a" / "file"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_folder_is_no_file_to_write(trained, fails):
+    assert "it is a folder" in fails(colorization.main, "--valid", "--checkpoint", trained, "--json", ".")
+    assert "it is a folder" in fails(data.main, "--output", ".")
+    assert "it is a folder" in fails(colorization.main, *SMALL, "--checkpoint", ".")

@@ -1,0 +1,66 @@
+"""Flags out of range, and flags without effect."""
+
+from pathlib import Path
+
+import pytest
+
+import activations
+import color_regression
+import colorization
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["-e", "0"], "-e/--epochs"),
+        (["-b", "1"], "-b/--batch-size"),
+        (["-b", "21"], "--batch-size 21: there are only 20"),
+        (["-l", "0"], "-l/--learn-rate"),
+        (["-l", "nan"], "-l/--learn-rate"),
+        (["-f", "many"], "-f/--num-filters"),
+        (["--seed", "-1"], "-s/--seed"),
+        (["--model", "GAN"], "invalid choice: 'GAN'"),
+        (["--kernel", "4"], "--kernel: invalid choice: 4 (choose from 1, 3, 5,"),
+        (["--holdout", "20"], "--holdout 20: there are only 20"),
+        (["--category", "zebra"], "invalid choice: 'zebra'"),
+    ],
+)
+def test_flags_out_of_range(cifar, fails, flags, said):
+    assert said in fails(colorization.main, *flags)
+    assert not Path("outputs").exists()
+
+
+NUMBERS = ["--epochs", "--batch-size", "--learn-rate", "--kernel", "--num-filters", "--seed"]
+
+
+@pytest.mark.parametrize("flag", [*NUMBERS, "--holdout"])
+def test_every_number_has_its_range(cifar, fails, flag):
+    for value in ("-1", "1e30", "nan", "inf", "many", ""):
+        assert flag in fails(colorization.main, f"{flag}={value}")
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "useless", "mode"),
+    [
+        (colorization, ["--valid", "--start-from", "u.pkl"], "--start-from", "--valid"),
+        (colorization, ["--valid", "--resume"], "--resume", "--valid"),
+        (colorization, ["--valid", "-e", "3"], "--epochs", "--valid"),
+        (colorization, ["--valid", "--working-size", "32"], "--working-size", "--data cifar10"),
+        (colorization, ["--valid", "--seed", "3"], "--seed", "--valid without --colors K"),
+        (colorization, ["--json", "m.json"], "--json", "training"),
+        (colorization, ["--colorize", "a.png", "--category", "cat"], "--category", "--colorize without --colors K"),
+        (colorization, ["--colorize", "a.png", "--data", "x"], "--data", "--colorize without --colors K"),
+        (colorization, ["--colorize", "a.png", "--valid"], "--valid", "--colorize"),
+        (colorization, ["--colorize", "a.png", "-b", "10"], "--batch-size", "--colorize"),
+        (color_regression, ["--start-from", "r.pkl"], "--start-from", "validation (training needs --epochs)"),
+        (activations, ["a.png", "--category", "cat"], "--category", "an image file"),
+        (color_regression, ["--seed", "3"], "--seed", "validation (training needs --epochs)"),
+        (color_regression, ["--resume"], "--resume", "validation (training needs --epochs)"),
+        (color_regression, ["--valid", "-e", "3"], "--epochs", "--valid"),
+        (color_regression, ["-e", "3", "--json", "m.json"], "--json", "training"),
+        (colorization, ["--data", "sample", "--category", "cat"], "--category cat", "--data sample"),
+    ],
+)
+def test_flags_without_effect_are_refused(cifar, fails, script, flags, useless, mode):
+    assert f"{useless} has no effect with {mode}; remove it" in fails(script.main, *flags)
+    assert not Path("outputs").exists()
