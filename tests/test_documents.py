@@ -1,41 +1,29 @@
-"""What the documents say exists, and numbers that stand in two places agree; no judgment of the text."""
+"""What the documents say exists, their commands run on small data, and numbers that stand in two places agree."""
 
-import argparse
 import importlib
 import re
 import shlex
+import shutil
+import sys
 
+import numpy as np
 import pytest
+import torch
+from conftest import smooth_images
+from PIL import Image
 
+import data
+import pictures.plots
 from utils.checkpoint import load_network
 from utils.files import PROJECT
 
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("[!.]*/*.md")])
 NAMES = [str(path.relative_to(PROJECT)) for path in DOCUMENTS]
-SCRIPTS = ["colorization", "color_regression", "activations", "data", "models", "docs/make_answers"]
-SCRIPTS += [f"benchmarks/{path.stem}" for path in (PROJECT / "benchmarks").glob("*.py")]
+SCRIPTS = ["colorization", "color_regression", "activations", "data", "models"]
+TOOLS = ["docs/make_answers", "docs/make_exercise"]
+TOOLS += [f"benchmarks/{path.stem}" for path in PROJECT.glob("benchmarks/*.py")]
 FOREIGN_FLAGS = {"--index-url", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--check"}
-
-
-class Parsed(Exception):
-    """Raised in place of what a script does after its command line is parsed; carries the parser."""
-
-
-def parse(script, argv, monkeypatch):
-    """Parse a script's command line without running it; return its flags. A wrong one raises SystemExit."""
-    original = argparse.ArgumentParser.parse_known_args
-
-    def stop(parser, args=None, namespace=None):
-        _, unknown = original(parser, argv if args is None else args, namespace)
-        assert not unknown, unknown
-        raise Parsed(parser)
-
-    monkeypatch.syspath_prepend(str(PROJECT / script).rpartition("/")[0])
-    module = importlib.import_module(script.rpartition("/")[2])
-    with monkeypatch.context() as patch, pytest.raises(Parsed) as parsed:
-        patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
-        module.main(argv) if module.main.__code__.co_argcount else module.main()
-    return set(parsed.value.args[0]._option_string_actions)
+FOREIGN_FLAGS |= {"--tb"}
 
 
 def commands(text):
@@ -43,9 +31,52 @@ def commands(text):
     blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
-    found = [re.match(r"(?:python|torchrun .*?) (\S+)\.py\b(.*)", line) for line in lines]
-    words = [(match[1], shlex.split(match[2].replace("…", ""), comments=True)) for match in found if match]
-    return [(script, ["3" if word == "N" else word for word in argv]) for script, argv in words]
+    found = [re.match(r"python (\S+)\.py\b(.*)", line) for line in lines]
+    return [(match[1], shlex.split(match[2], comments=True)) for match in found if match]
+
+
+def shrink(script, argv):
+    """Return a command's arguments for small data: one epoch, batches of four, two images held out."""
+    small = {"-e": "1", "-b": "4", "--holdout": "2"}
+    argv = [small.get(before, word) for before, word in zip([None, *argv], argv)]
+    placeholders = {"N": "3", "FOLDER": "album", "ALBUM": "album", "FILE.npy": "mine.npy"}
+    argv = [placeholders.get(word, word) for word in argv if word != "…"]
+    if script == "colorization" and not {"-b", "--valid", "--colorize"} & set(argv):
+        argv += ["-b", "4"]
+    if script == "color_regression" and "-e" in argv and "-b" not in argv:
+        argv += ["-b", "4"]
+    return [*argv, "--output", "palette.npy"] if script == "data" and "--output" not in argv else argv
+
+
+@pytest.fixture
+def place(cifar, tmp_path, monkeypatch):
+    """A folder with all that the documents' commands read."""
+    for name in ("weights", "color"):
+        (tmp_path / name).symlink_to(PROJECT / name)
+    monkeypatch.setattr(data, "MIN_CROPS", 40)
+    monkeypatch.setattr(pictures.plots, "save", lambda figure, path: path.parent.mkdir(parents=True, exist_ok=True))
+    for folder in ("album", "old", "handout"):
+        (tmp_path / folder).mkdir()
+    for number, picture in enumerate(smooth_images(10)):
+        for folder in ("album", "old"):
+            Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / folder / f"{number}.png")
+    shutil.copy(tmp_path / "album" / "0.png", tmp_path / "photo.jpg")
+    np.save(tmp_path / "mine.npy", smooth_images(40))
+    content = torch.load(PROJECT / "weights" / "unet_k3_f32.pkl", weights_only=True)
+    torch.save(content["state_dict"], tmp_path / "handout" / "unet_k3_f32.pkl")
+    shutil.copy(PROJECT / "color" / "color_kmeans24_cat7.npy", tmp_path / "handout")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_run_on_small_data(name, place, capsys):
+    """One after the other, as a reader would; what one writes, the next ones read."""
+    seen = []
+    for script, argv in commands((PROJECT / name).read_text(encoding="utf-8")):
+        if script in SCRIPTS and (script, argv) not in seen and (argv or script == "color_regression"):
+            seen.append((script, argv))
+            importlib.import_module(script).main(shrink(script, argv))
+        assert script in [*SCRIPTS, *TOOLS], script
 
 
 def anchors(path):
@@ -77,26 +108,24 @@ def test_files_that_are_named_exist(name):
 
 def test_tests_that_are_named_exist():
     text = (PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    tests = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "tests").glob("test_*.py"))
-    names = re.findall(r"::(test_\w+)", text)
-    assert len(names) > 50 and not [name for name in names if f"def {name}(" not in tests]
+    for row in text.splitlines():
+        file = None
+        for named, test in re.findall(r"`(test_\w+\.py)?::(test_\w+)`", row):
+            file = named or file
+            assert f"def {test}(" in (PROJECT / "tests" / file).read_text(encoding="utf-8"), test
+    assert text.count("::test_") > 50
 
 
-def test_commands_parse(monkeypatch):
-    seen = [(path.name, *command) for path in DOCUMENTS for command in commands(path.read_text(encoding="utf-8"))]
-    assert len(seen) > 25
-    for document, script, argv in seen:
-        if script.rpartition("/")[2] != "temperature":  # which takes no flags
-            try:
-                parse(script, argv, monkeypatch)
-            except SystemExit:
-                pytest.fail(f"{document}: {script}.py {shlex.join(argv)}")
-
-
-def test_flags_that_are_named_exist(monkeypatch):
-    arguments = {"activations": ["3"], "models": ["UNet"]}
-    flags = [parse(s, arguments.get(s, []), monkeypatch) for s in SCRIPTS if "temperature" not in s]
-    known = set().union(*flags) | FOREIGN_FLAGS
+def test_flags_that_are_named_exist(monkeypatch, capsys):
+    known = set(FOREIGN_FLAGS)
+    for script in [*SCRIPTS, *TOOLS]:
+        folder, _, module = str(PROJECT / script).rpartition("/")
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.setattr(sys, "argv", [script, "--help"])
+        main = importlib.import_module(module).main
+        with pytest.raises(SystemExit):
+            main(["--help"]) if main.__code__.co_argcount else main()
+        known |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
     for path in DOCUMENTS:
         for code in re.findall(r"`[^`]+`", path.read_text(encoding="utf-8")):
             unknown = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", code)) - known
