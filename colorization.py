@@ -98,9 +98,9 @@ def colorize(args: argparse.Namespace) -> None:
     check_writable(args.out_dir / "before_and_after.png")
     path = args.checkpoint or pretrained_path(photographs=True, **flags.architecture_of(args))
     net, checkpoint = load(args, path, ImageSource(args.data, args.category, args.holdout))
+    checkpoint = replace(checkpoint, working_size=args.working_size or checkpoint.working_size)
     print(checkpoint)
-    size = args.working_size or checkpoint.working_size
-    colorize_files(args.colorize, args.out_dir, net.to(device), checkpoint.palette, size, args.temperature)
+    colorize_files(args.colorize, args.out_dir, net.to(device), checkpoint, args.temperature)
 
 
 def image_source(args: argparse.Namespace) -> ImageSource:

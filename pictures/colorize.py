@@ -22,6 +22,7 @@ from models import Network, predict
 from pictures.decoding import TEMPERATURE, apply_chroma, decode_annealed_mean
 from pictures.plots import save_image_grid
 from sources.image_files import list_image_files, read_image, to_tensor
+from utils.checkpoint import Checkpoint
 from utils.console import UserError
 from utils.files import atomic_write, new_file
 
@@ -144,12 +145,7 @@ def is_result(file: Path, folder: Path) -> bool:
 
 
 def colorize_files(
-    paths: list[Path],
-    folder: Path,
-    net: Network,
-    palette: np.ndarray | None,
-    working_size: int,
-    temperature: float = TEMPERATURE,
+    paths: list[Path], folder: Path, net: Network, checkpoint: Checkpoint, temperature: float = TEMPERATURE
 ) -> None:
     """Color image files, and the images in folders, into `folder`; add a sheet of the first six.
 
@@ -161,7 +157,8 @@ def colorize_files(
     for file in tqdm(files, unit="image", leave=False, disable=None):
         try:
             image, alpha = read_image(file)
-            colored = colorize_full_size(*predict_chroma(net, palette, image, working_size, temperature), image)
+            settings = checkpoint.palette, image, checkpoint.working_size, temperature
+            colored = colorize_full_size(*predict_chroma(net, *settings), image)
             tqdm.write(f"saved {save_image(folder, file, colored, alpha, image.info)}")
         except UserError as error:
             failed += 1
@@ -177,9 +174,7 @@ def colorize_files(
         with new_file(folder / "before_and_after.png") as path:
             save_image_grid(path, "before and after", rows)
         print(f"saved {path}")
-    if failed or not files:
-        raise UserError(
-            f"{failed} of {len(files)} images could not be colored"
-            if files
-            else f"no images found in {', '.join(map(str, paths))}"
-        )
+    if not files:
+        raise UserError(f"no images found in {', '.join(map(str, paths))}")
+    if failed:
+        raise UserError(f"{failed} of {len(files)} images could not be colored")

@@ -1,6 +1,6 @@
 """Command-line flags shared by several scripts, which pass the defaults and the choices."""
 
-import argparse
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,28 +25,21 @@ USED_FLAGS = {  # by what a script does: the flags that have an effect
 
 
 def add_number(
-    group: argparse._ActionsContainer,
-    *names: str,
-    low: float,
-    high: float,
-    text: str,
-    default: float | None = None,
-    metavar: str = "N",
-    **more: Any,
+    group: Any, *names: str, low: float, high: float, text: str, default: Any = None, metavar: str = "N", **more: Any
 ) -> None:
     """Add a flag that takes a number from `low` to `high`, of the default's type; without a default, an integer."""
 
     def number(word: str) -> float:  # argparse calls it by this name
         value = int(word) if default is None else type(default)(word)
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{word!r} is not a number from {low} to {high}")
+            raise ArgumentTypeError(f"{word!r} is not a number from {low} to {high}")
         return value
 
     text += "" if default is None else " (default: %(default)s)"
     group.add_argument(*names, type=number, default=default, metavar=metavar, help=text, **more)
 
 
-def reject_unused_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, mode: str) -> None:
+def reject_unused_flags(parser: ArgumentParser, args: Namespace, mode: str) -> None:
     """Raise UserError if a flag that has no effect in this mode of USED_FLAGS differs from its default."""
     for name, value in vars(args).items():
         if name not in USED_FLAGS[mode] and value != parser.get_default(name):
@@ -54,12 +47,12 @@ def reject_unused_flags(parser: argparse.ArgumentParser, args: argparse.Namespac
             raise UserError(f"--{flag} has no effect with {mode}; remove it")
 
 
-def architecture_of(args: argparse.Namespace) -> dict[str, Any]:
+def architecture_of(args: Namespace) -> dict[str, Any]:
     """Return the flags that name a network, None for those that were not given."""
     return {name: getattr(args, name, None) for name in DEFAULTS}
 
 
-def add_action_flags(parser: argparse.ArgumentParser, default: str = "train") -> argparse._ArgumentGroup:
+def add_action_flags(parser: ArgumentParser, default: str = "train") -> Any:
     """Add the flags that choose an action other than the default one; return their group."""
     group = parser.add_argument_group(f"action (default: {default})")
     group.add_argument("--valid", action="store_true", help="evaluate a checkpoint and draw samples; no training")
@@ -69,9 +62,7 @@ def add_action_flags(parser: argparse.ArgumentParser, default: str = "train") ->
     return group
 
 
-def add_network_flags(
-    parser: argparse.ArgumentParser, checkpoint_help: str, models: Iterable[str] | None = None
-) -> None:
+def add_network_flags(parser: ArgumentParser, checkpoint_help: str, models: Iterable[str] | None = None) -> None:
     """Add the flags that describe a network; --model and --colors only for scripts with a choice of networks."""
     group = parser.add_argument_group("network (a checkpoint records these settings; they need not be repeated)")
     if models:
@@ -86,7 +77,7 @@ def add_network_flags(
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help=checkpoint_help)
 
 
-def add_image_flags(parser: argparse.ArgumentParser, defaults: dict, classes: list[str]) -> argparse._ArgumentGroup:
+def add_image_flags(parser: ArgumentParser, defaults: dict, classes: list[str]) -> Any:
     """Add the flags that choose the images; return their group. `defaults` are those of an ImageSource."""
     group = parser.add_argument_group("images")
     kinds = "cifar10, sample (two photographs), a folder (images or CIFAR-10) or an .npy file (default: %(default)s)"
@@ -96,7 +87,7 @@ def add_image_flags(parser: argparse.ArgumentParser, defaults: dict, classes: li
     return group
 
 
-def add_output_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_output_flags(parser: ArgumentParser) -> Any:
     """Add the flags for the output and the device; return the output group."""
     group = parser.add_argument_group("output")
     text = "folder for the output files (default: %(default)s)"
@@ -106,9 +97,7 @@ def add_output_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     return group
 
 
-def add_training_flags(
-    parser: argparse.ArgumentParser, defaults: dict, classes: list[str], transforms: Iterable[str]
-) -> None:
+def add_training_flags(parser: ArgumentParser, defaults: dict, classes: list[str], transforms: Iterable[str]) -> None:
     """Add the flags of training and validation, with the defaults of an ImageSource and a TrainingConfig."""
     group = add_image_flags(parser, defaults, classes)
     text = "leave N images of each class out of training and validate on them; 0: on the test images"
