@@ -182,7 +182,7 @@ def test_statistics_that_a_step_breaks_stop_the_run(monkeypatch):
     update = WeightAverage.update
 
     def breaking(self):
-        self.statistics[1][1].fill_(math.inf)
+        self.pairs[-1][1].fill_(math.inf)  # the last batch norm's running variance
         update(self)
 
     monkeypatch.setattr(WeightAverage, "update", breaking)

@@ -98,24 +98,21 @@ def one_cycle(progress: float, warmup: float = 0.3, start: float = 1 / 25) -> fl
 class WeightAverage:
     """The average of a network's weights and batch norm's statistics over its training steps, kept in another network.
 
-    Polynomial-decay averaging (Shamir and Zhang 2013, section 4), with η = 8 for weights, which covers about the last
-    ninth of all steps. Statistics take half of that, η = 16, since they lag behind the weights.
+    Polynomial-decay averaging (Shamir and Zhang 2013, section 4, η = 8): covers about the last ninth of all steps.
     """
 
     def __init__(self, averaged_model: nn.Module, model: nn.Module):
-        self.weights = list(zip(averaged_model.parameters(), model.parameters()))
-        self.statistics = list(zip(batch_norm_buffers(averaged_model), batch_norm_buffers(model)))
-        self.steps = 0
+        averages, latest = (tensors_to_average(net) for net in (averaged_model, model))
+        self.pairs, self.steps = list(zip(averages, latest)), 0
 
     @torch.no_grad()
     def update(self) -> None:
         """Include the weights after another step."""
         self.steps += 1
-        for pairs, eta in ((self.weights, 8), (self.statistics, 16)):
-            for average, latest in pairs:
-                average.lerp_(latest, (eta + 1) / (eta + self.steps))
+        for average, latest in self.pairs:
+            average.lerp_(latest, 9 / (8 + self.steps))
 
 
-def batch_norm_buffers(net: nn.Module) -> list[Tensor]:
-    """Return the running means and variances of a network's batch norms."""
-    return [buffer for buffer in net.buffers() if buffer.is_floating_point()]
+def tensors_to_average(net: nn.Module) -> list[Tensor]:
+    """Return a network's parameters and its batch norms' running means and variances."""
+    return [*net.parameters(), *(buffer for buffer in net.buffers() if buffer.is_floating_point())]
