@@ -114,21 +114,21 @@ class RunLog:
         if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
             raise UserError(f"{path}: not a training state of this version; train without --resume")
         with report_read_errors(path, "training state", "train without --resume"):
-            history, earlier = content["history"], content["settings"]
+            earlier, history = content["settings"], content["history"]
             differing = [name for name, value in self.settings.items() if earlier.get(name) != value]
+        for name in differing:
+            words = f"{name.replace('_', ' ')} was {reprlib.repr(earlier.get(name))} and is now {self.settings[name]!r}"
+            words = {"palette": "another palette", "data_sha256": "other images"}.get(name, words)
+            raise UserError(f"{path}: cannot resume with other settings: {words}")
+        with report_read_errors(path, "training state", "train without --resume"):
             for epoch, metrics in enumerate(history, 1):
                 if metrics["epoch"] != epoch or not all(map(math.isfinite, metrics.values())):
                     raise ValueError(f"the metrics of epoch {epoch} are missing or not finite")
                 if not metrics.keys() == history[0].keys() >= {"train_loss", "valid_loss", "seconds"}:
                     raise ValueError(f"epoch {epoch} has other metrics than epoch 1")
-            if not differing and 0 < len(history) <= self.settings["epochs"]:
-                load_trainer(content["trainer"])
-            elif not differing:
+            if not 0 < len(history) <= self.settings["epochs"]:
                 raise ValueError("it has no epochs, or too many")
-        for name in differing:
-            words = f"{name.replace('_', ' ')} was {reprlib.repr(earlier.get(name))} and is now {self.settings[name]!r}"
-            words = {"palette": "another palette", "data_sha256": "other images"}.get(name, words)
-            raise UserError(f"{path}: cannot resume with other settings: {words}")
+            load_trainer(content["trainer"])
         self.history = history
 
 

@@ -61,12 +61,13 @@ def run_training(
             if not all(math.isfinite(value) for value in metrics.values()):
                 raise FloatingPointError(f"the loss is no longer finite after epoch {epoch}")
             log.write(metrics, net.state_dict(), trainer.state_dict())
-            if plot:
+            if plot and distributed.rank() == 0:
                 path, title = log.path_for(f"_epoch{epoch:03}.png"), f"{name}, epoch {epoch}"
                 draw_samples(path, title, net, valid_set, config.temperature)
-    title = f"{name}, epoch {config.epochs}: {log.last_metrics()}"
-    draw_samples(log.path_for("_images.png"), title, net, valid_set, config.temperature)
-    log.finish()
+    if distributed.rank() == 0:
+        title = f"{name}, epoch {config.epochs}: {log.last_metrics()}"
+        draw_samples(log.path_for("_images.png"), title, net, valid_set, config.temperature)
+        log.finish()
 
 
 class Trainer:
