@@ -49,3 +49,17 @@ def test_a_closed_pipe_ends_a_script_quietly():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"), [(KeyboardInterrupt(), "stopped by Ctrl-C"), (KeyboardInterrupt("epoch 3"), "epoch 3")]
+)
+def test_ctrl_c_is_one_line(stop, said, capsys, monkeypatch):
+    def main(argv):
+        raise stop
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as ended:
+        console.run_script(main)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == f"\nscript.py: {said}\n"

@@ -40,7 +40,7 @@ def run_script(main: Callable[[list[str]], None]) -> None:
         print(f"{script}{process}: {line}", file=sys.stderr)
         sys.exit(code)
     except KeyboardInterrupt as stop:
-        print(f"\n{script}: {stop or 'stopped by Ctrl-C'}", file=sys.stderr)
+        print(f"\n{script}: {str(stop) or 'stopped by Ctrl-C'}", file=sys.stderr)
         sys.exit(130)
 
 
