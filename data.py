@@ -25,8 +25,8 @@ from utils.files import PROJECT, atomic_write, check_targets, report_read_errors
 from utils.flags import add_image_flags, add_number
 from utils.unpickling import unpickle
 
-STARTS = 8  # of k-means
-MIN_CROPS = 2_000  # of an album's photographs in an epoch; a tenth of that to validate on
+STARTS = 8  # random starts of k-means
+MIN_CROPS = 2_000  # crops per epoch of an album, at least; a tenth of that for validation
 MAX_SCANNED_IMAGES = 50_000  # larger data sets are sampled before training, not read whole
 
 
@@ -112,7 +112,8 @@ class ImageSource:
 def hold_out(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Split images into (the rest, those held out), with `count` images of every class held out.
 
-    The seed does not matter. From more than MAX_SCANNED_IMAGES, the last `count` are held out. Raises UserError.
+    The split does not depend on --seed. From more than MAX_SCANNED_IMAGES, the last `count` are held out.
+    Raises UserError.
     """
     if count >= len(images):
         raise UserError(f"--holdout {count}: there are only {len(images):,} training images")
@@ -172,7 +173,9 @@ class ImageDataset:
 
     def targets(self, images: Tensor) -> Tensor:
         """Return the targets of images on the device: labels uint8 (N, H, W), or RGB float32 (N, 3, H, W) in [0, 1)."""
-        return self.label_table[pack_rgb(images)] if self.is_classification else to_rgb(images)
+        if not self.is_classification:
+            return to_rgb(images)
+        return self.label_table[pack_rgb(images)]  # which nearest_color() has filled in
 
 
 class Album(ImageDataset):

@@ -77,15 +77,16 @@ def up_block(conv: MyConv2d | nn.Conv2d) -> nn.Sequential:
 class Network(nn.Module):
     """What all networks have in common: they halve the size of an image a few times, and double it as often."""
 
-    size_multiple = 4  # height and width must be multiples of it: 2 for each time that they are halved
+    @property
+    def size_multiple(self) -> int:
+        """The number that height and width must be multiples of: 2 for each max-pooling."""
+        return 2 ** sum(isinstance(layer, nn.MaxPool2d) for layer in self.modules())
 
     def check_size(self, x: Tensor) -> None:
         """Raise ValueError unless height and width of images can be halved evenly."""
-        height, width = x.shape[-2:]
-        if height % self.size_multiple or width % self.size_multiple or not height or not width:
-            raise ValueError(
-                f"the image is {height}x{width}: height and width must be multiples of {self.size_multiple}"
-            )
+        (height, width), multiple = x.shape[-2:], self.size_multiple
+        if height % multiple or width % multiple or not height or not width:
+            raise ValueError(f"the image is {height}x{width}: height and width must be multiples of {multiple}")
 
 
 class RegressionCNN(Network):
@@ -186,7 +187,7 @@ def create_model(model: str, kernel: int = 3, num_filters: int = 32, num_colors:
 
 
 def device_of(net: nn.Module) -> torch.device:
-    """Return the device of a network."""
+    """Return the device of a network's parameters."""
     return next(net.parameters()).device
 
 

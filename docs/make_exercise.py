@@ -25,7 +25,7 @@ PARTS = {  # file and function: what a student is told
     "where RegressionCNN has three.",
     "models.py CNN.forward": "Part 2.2: Call self.check_size, pass the image through the stages, return the logits.",
     "models.py UNet.__init__": "Part 3.1: Build the CNN's stages with MyConv2d, and rfconv with self.bottleneck. Each "
-    "decoder stage also receives maps of its size: upconv1 from downconv2, upconv2 from downconv1, finalconv x itself.",
+    "decoder stage also gets maps of its size: upconv1 from downconv2, upconv2 from downconv1, finalconv the gray x.",
     "models.py UNet.forward": "Part 3.2: Call self.check_size, then pass the image through the stages. Concatenate the "
     "decoder's maps with those of the encoder, in this order, along the channels.",
     "models.py MyDilatedConv2d.forward": "Part 7.1: Spread the filters: self.dilation zeros between neighboring taps, "
@@ -33,16 +33,17 @@ PARTS = {  # file and function: what a student is told
 }
 OPTIONAL = {
     "conv": ("models.py MyConv2d.forward", "Part 1.1: Convolve by F.conv2d, with self.padding zeros on every side."),
-    "quantizer": ("data.py nearest_color", "Part 1.2: Find the nearest palette color of every color."),
+    "quantizer": ("data.py nearest_color", "Part 1.2: Loop over the palette, and keep what is nearest so far."),
     "evaluation": (
         "training/evaluation.py evaluate",
-        "Part 1.3: Weight each batch's metrics by its number of images. "
+        "Part 1.3: Weight each batch's batch_metrics() by its number of images; METRICS names them. "
         "Without a batch size, take 100 images. Sum over processes by distributed.all_reduce_sum.",
     ),
     "step": (
         "training/loop.py Trainer.step",
-        "Part 1.4: Augment the images and find their targets. Forward through self.model, in self.dtype by "
-        "torch.autocast; loss; forget earlier gradients; backward; update the weights, then their average.",
+        "Part 1.4: Augment the images and find their targets. Forward the gray through self.model, in self.dtype by "
+        "torch.autocast; self.loss of the outputs as float32; forget earlier gradients; backward; update the weights, "
+        "then their average. Return the loss, detached.",
     ),
 }
 COPIED = r"(?!docs/|benchmarks/|\.(?!gitignore)|\w+\.md|weights/README|tests/(?!conftest|helpers|test_parts))"

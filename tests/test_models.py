@@ -104,8 +104,6 @@ def test_models_alone_run_in_an_empty_folder(tmp_path):
 class ThriceHalved(Network):
     """Halves three times: a network as a reader adds it."""
 
-    size_multiple = 8
-
     def __init__(self, kernel, num_filters, num_colors):
         super().__init__()
         self.downconv1, self.downconv2 = (down_block(MyConv2d(n, num_filters, kernel)) for n in (1, num_filters))
@@ -120,8 +118,9 @@ class ThriceHalved(Network):
         return x
 
 
-def test_the_multiple_of_a_size_belongs_to_the_network(monkeypatch):
+def test_the_multiple_of_a_size_belongs_to_the_network():
     net = ThriceHalved(3, 2, 5).eval()
+    assert net.size_multiple == 8 and UNet(3, 2, 5).size_multiple == 4
     assert net(torch.rand(1, 1, 16, 8)).shape == (1, 5, 16, 8)
     with pytest.raises(ValueError, match="multiples of 8"):
         net(torch.rand(1, 1, 12, 12))

@@ -1,6 +1,7 @@
 """The exercise, part by part: `python -m pytest tests/test_parts.py` prints which parts work, and their points."""
 
 import ast
+import copy
 import inspect
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from data import ImageDataset, ImageSource, nearest_color, to_gray
@@ -46,8 +48,15 @@ def check_stages(model):
         assert stage in SIZES, f"{model} should not have a stage {stage}"
         pytest.fail(f"{model}'s {stage} consists of other layers than RegressionCNN's")
     check_shapes(net, f"{model}(3, 32, 24)", expected)
-    ours = not any(type(module) is nn.Conv2d for module in net.modules())
+    ours = not any(isinstance(module, nn.Conv2d) for module in net.modules())
     assert ours, f"{model} should be built with MyConv2d, not nn.Conv2d"
+    given = models.RegressionCNN(3, 4)
+    for name in SIZES:
+        kinds, expected_kinds = layers(getattr(net, name)), layers(getattr(given, name))
+        if model == "DUNet" and name == "rfconv":
+            expected_kinds[0] = "MyDilatedConv2d"
+        same = kinds == expected_kinds
+        assert same, f"{model}'s {name} consists of {', '.join(kinds)}; expected: {', '.join(expected_kinds)}"
     net = network(5, 16, 12)  # half the maps, but a gray image and a skip from it stay one map
     halves = {k: (*(n // 2 + n % 2 for n in shape[:2]), *(5 for _ in shape[2:])) for k, shape in expected.items()}
     check_shapes(net, f"{model}(5, 16, 12)", halves)
@@ -56,6 +65,25 @@ def check_stages(model):
         after = getattr(net, name)(torch.zeros(2, maps, before, before)).shape[-1]
         change = f"{before}x{before} into {after}x{after}"
         assert after == size, f"{model}'s {name} turns {change} with a 5x5 kernel, but {size}x{size} is expected"
+
+
+def layers(stage):
+    """Return the names of a stage's layers, Conv2d as MyConv2d."""
+    modules = list(stage) if isinstance(stage, nn.Sequential) else [stage]
+    return ["MyConv2d" if type(module) is nn.Conv2d else type(module).__name__ for module in modules]
+
+
+class Stage(nn.Module):
+    """Remembers what it gets in `received`, and returns what it was made with."""
+
+    def __init__(self, name, output, received):
+        super().__init__()
+        self.name, self.output, self.received = name, output, received
+
+    def forward(self, x):
+        assert torch.is_tensor(x), f"{self.name} takes one tensor, but gets a {type(x).__name__}"
+        self.received[self.name] = x
+        return self.output
 
 
 def check_shapes(net, description, expected):
@@ -71,24 +99,19 @@ def check_forward(model, monkeypatch):
     net, sent, received = nn.Module.__new__(network), {"the image": torch.rand(2, 1, 32, 32)}, {}
     nn.Module.__init__(net)
     for name, size in SIZES.items():
-        sent[name] = torch.rand(2, 4, size, size)
-
-        def stage(*inputs, name=name):
-            assert len(inputs) == 1, f"{name} takes one tensor, but gets {len(inputs)}"
-            (received[name],) = inputs
-            return sent[name]
-
-        setattr(net, name, stage)
+        sent[name] = torch.rand(2, 4, size, size, requires_grad=True)
+        setattr(net, name, Stage(name, sent[name], received))
     checked = []
     monkeypatch.setattr(models.Network, "check_size", lambda net, x: checked.append(x))
     out = net(sent["the image"])
-    assert len(checked) == 1, "check_size should be called once, with the image"
+    assert checked and checked[0] is sent["the image"], "check_size should be called with the image"
     for name, sources in INPUTS[model].items():
         assert name in received, f"{name} is never called"
         expected, shape = torch.cat([sent[source] for source in sources], 1), tuple(received[name].shape)
-        assert shape == expected.shape, f"{name} receives {shape}, but {tuple(expected.shape)} is expected"
-        same = torch.equal(received[name], expected)
-        assert same, f"{name} should receive the output of {', then '.join(sources)}"
+        origin = f"the output of {', then '.join(sources)}"
+        assert shape == expected.shape, f"{name} receives {shape}, but {tuple(expected.shape)}, {origin}, is expected"
+        same = torch.equal(received[name], expected) and received[name].requires_grad == expected.requires_grad
+        assert same, f"{name} should receive {origin}, with its gradients"
     same = out is sent["finalconv"]
     assert same, "finalconv's output should be returned unchanged"
 
@@ -100,8 +123,12 @@ def test_convolution():
     assert out.shape == (2, 4, 8, 8), f"8x8 pixels become {out.shape[2]}x{out.shape[3]}; padding should keep the size"
     same = torch.allclose(out, F.conv2d(x, conv.weight, conv.bias, padding=1), atol=1e-6)
     assert same, "the result differs from that of F.conv2d with this weight, bias and padding"
-    conv = models.MyConv2d(3, 4, 3, padding=0)
-    assert conv(x).shape == (2, 4, 6, 6), "self.padding should be the number of zeros on every side"
+    out.sum().backward()
+    assert conv.weight.grad is not None, "gradients should reach self.weight"
+    assert conv.bias.grad is not None, "gradients should reach self.bias"
+    for padding, size in ((0, 6), (2, 10)):
+        conv = models.MyConv2d(3, 4, 3, padding=padding)
+        assert conv(x).shape == (2, 4, size, size), "self.padding should be the number of zeros on every side"
 
 
 def test_quantizer():
@@ -111,48 +138,85 @@ def test_quantizer():
     assert labels.tolist() == [0, 2], "a color's label should be the index of the nearest palette color"
     assert np.allclose(distances, [0, 0.3]), "the distance should be Euclidean"
     assert labels.dtype == np.uint8, f"labels should be uint8, not {labels.dtype}"
+    labels, _ = nearest_color(np.array([[0.25] * 3]), np.array([[0.5] * 3, [0.0] * 3, [0.5] * 3]))
+    assert labels.tolist() == [0], "where several palette colors are equally near, the first should be the label"
+    close = np.array([[0.5, 0.5, 0.5 + 2e-9], [0.5, 0.5, 0.5 + 1e-9]])
+    labels, _ = nearest_color(np.array([[0.5] * 3]), close)
+    assert labels.tolist() == [1], "distances should be computed exactly, in float64"
 
 
 def test_evaluation():
     """1.3 evaluate, 2 points"""
     net, dataset = small_dataset(7)
     images, seen = dataset.images, []
-    expected = F.mse_loss(predict(net, to_gray(images)), dataset.targets(images)).item()
+    outputs, targets = predict(net, to_gray(images)), dataset.targets(images)
+    expected = F.mse_loss(outputs, targets).item()
     for size in (None, 3):
-        found = evaluation.evaluate(net, dataset, size, lambda images, targets, outputs: seen.append(len(images)))[
-            "loss"
-        ]
+        found = evaluation.evaluate(net.train(), dataset, size, lambda *batch: seen.append(batch))["loss"]
         hint = f"with batch_size={size}, the loss of 7 images is {found:.6f}, but {expected:.6f} is expected"
         assert abs(found - expected) < 1e-6, hint
-    assert seen == [7, 3, 3, 1], "on_batch should be called once with every batch's images, targets and outputs"
+        assert net.training, "a network in training mode should be in training mode again afterwards"
+    assert [len(batch[0]) for batch in seen] == [7, 3, 3, 1], "on_batch should be called once with every batch"
+    same = all(torch.allclose(one, other, atol=1e-6) for one, other in zip(seen[0], (images, targets, outputs)))
+    assert same, "on_batch should be called with a batch's images, targets and outputs, in this order"
+
+    palette = np.array([[0.2, 0.2, 0.2], [0.5, 0.5, 0.4], [0.8, 0.8, 0.9]])
+    net, _ = new_network(palette, model="RegressionCNN", num_filters=4)  # for three colors
+    dataset, sizes = ImageDataset(crops(130), palette, torch.device("cpu")), []
+    found = evaluation.evaluate(net, dataset, on_batch=lambda images, *_: sizes.append(len(images)))
+    assert sizes == [100, 30], "without a batch size, a batch should have 100 images"
+    logits, labels = predict(net, to_gray(dataset.images)), dataset.targets(dataset.images).long()
+    share = (logits.argmax(1) == labels).float().mean().item()
+    assert found == pytest.approx({"loss": F.cross_entropy(logits, labels).item(), "accuracy": share}, abs=1e-5)
+    assert evaluation.evaluate(net, dataset) == pytest.approx(found), "on_batch may be left out"
 
 
 def test_step(monkeypatch):
     """1.4 Trainer.step, 2 points"""
-    trainer, augmented = Trainer(*small_dataset(8), TrainingConfig(batch_size=8, augment=("mirror",))), []
-    images = trainer.dataset.images
-    monkeypatch.setattr(loop, "augment", lambda images, names: augmented.append((images, names)) or images)
-    changing = {"the weights of the middle convolutions": trainer.raw_model.rfconv[0].weight}
-    changing |= {"the other parameters": trainer.raw_model.finalconv.weight}
-    changing |= {"averaged_model's weights": trainer.averaged_model.finalconv.weight}
-    before = {name: weight.clone() for name, weight in changing.items()}
-    assert trainer.step(images, 0.0) > 0, "the loss should be returned"
-    once = len(augmented) == 1 and augmented[0][0] is images and augmented[0][1] == ("mirror",)
-    assert once, "the images should be augmented once, by config.augment, before they have targets"
-    unchanged = torch.equal(changing["the other parameters"], before["the other parameters"])
-    assert unchanged, "no weight should change where the learning rate is 0"
+    regression = Trainer(*small_dataset(8), TrainingConfig(batch_size=8, augment=(), precision="fp32"))
+    images, net = regression.dataset.images, copy.deepcopy(regression.raw_model)
+    expected = F.mse_loss(net.train()(to_gray(images)), images / 256).item()
+    assert abs(regression.step(images, 0.01).item() - expected) < 1e-4, "of RGB targets, the loss is the squared error"
+
+    palette = np.array([[0.2, 0.2, 0.2], [0.5, 0.5, 0.4], [0.8, 0.8, 0.9]])
+    net, _ = new_network(palette, model="RegressionCNN", num_filters=4)
+    dataset = ImageDataset(crops(8), palette, torch.device("cpu"))
+    trainer = Trainer(net, dataset, TrainingConfig(batch_size=8, augment=("shift-y",), precision="fp32"))
+    images, augmented, taken = dataset.images, [], []
+    monkeypatch.setattr(loop, "augment", lambda images, names: augmented.append((images, *names)) or images.flip(3))
+    step = trainer.optimizer.step
+    monkeypatch.setattr(trainer.optimizer, "step", lambda rate: taken.append(rate) or step(rate))
+    logits = copy.deepcopy(trainer.raw_model).train()(to_gray(images.flip(3)))
+    expected = F.cross_entropy(logits, dataset.targets(images.flip(3)).long()).item()
+
+    loss = trainer.step(images, 0.0)
+    once = len(augmented) == 1 and torch.equal(augmented[0][0], images) and augmented[0][1:] == ("shift-y",)
+    assert once, "the images should be augmented once, by config.augment"
+    assert torch.is_tensor(loss) and not loss.requires_grad, "the loss should be returned as a tensor, detached"
+    hint = f"the loss is {loss.item():.4f}, but {expected:.4f} is expected: self.loss of the augmented images' targets"
+    assert abs(loss.item() - expected) < 1e-4, hint
+    assert taken == [0.0], "optimizer.step should be called once, with the learning rate"
     assert trainer.average.steps == 1, "the average should be updated once in every step"
-    gradients = []
-    for _ in range(2):
-        trainer.step(images, 0.0)
-        gradients.append(trainer.raw_model.finalconv.weight.grad.clone())
-    same = torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
+    gradients = [parameter.grad for parameter in trainer.raw_model.parameters()]
+    assert all(gradient is not None for gradient in gradients), "backward should leave every parameter its gradient"
+    first = [gradient.clone() for gradient in gradients]
+    trainer.step(images, 0.0)
+    again = [parameter.grad for parameter in trainer.raw_model.parameters()]
+    same = all(torch.allclose(one, other, rtol=1e-3, atol=1e-6) for one, other in zip(first, again))
     assert same, "the same images should give the same gradients twice; those of earlier steps should be forgotten"
+
+    trainer.average.steps, before = 0, trainer.raw_model.finalconv.weight.detach().clone()
+    trainer.step(images, 0.01)
+    after = trainer.raw_model.finalconv.weight
+    assert not torch.equal(after, before), "a step should change the weights"
+    assert torch.equal(trainer.averaged_model.finalconv.weight, after), "the average should include the new weights"
     losses = [trainer.step(images, 0.01).item() for _ in range(10)]
-    for name, weight in changing.items():
-        same = torch.equal(weight, before[name])
-        assert not same, f"{name} do not change in ten steps"
     assert losses[-1] < losses[0], "ten steps on the same images should lower the loss"
+
+    trainer, seen = Trainer(net, dataset, TrainingConfig(batch_size=8, augment=(), precision="bf16")), []
+    trainer.raw_model.finalconv.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    trainer.step(images, 0.01)
+    assert seen == [torch.bfloat16], "the forward pass should run once, in self.dtype, by torch.autocast"
 
 
 def test_cnn_stages():
@@ -184,17 +248,15 @@ def test_dilation(monkeypatch):
     (node,) = [node for node in tree.body if getattr(node, "name", None) == "MyDilatedConv2d"]
     words = {word.arg for call in ast.walk(node) if isinstance(call, ast.Call) for word in call.keywords}
     assert "dilation" not in words, own
-    conv2d = F.conv2d
-
-    def watched(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        assert dilation in (1, (1, 1)), own
-        return conv2d(x, weight, bias, stride, padding, dilation, groups)
-
-    monkeypatch.setattr(F, "conv2d", watched)
-    for size, dilation in ((3, 0), (3, 1), (3, 3), (5, 1)):
+    for size, dilation in ((3, 1), (3, 3), (5, 1), (3, 0)):
         conv, x = models.MyDilatedConv2d(2, 3, size, dilation=dilation), torch.rand(2, 2, 19, 22)
         case = f"a {size}x{size} filter with dilation {dilation}"
-        out = conv(x)
+        with Convolutions() as convolutions:
+            out = conv(x)
+        assert all(each[1] == [1, 1] for each in convolutions.seen), own
+        covered = conv.spread_size
+        one = [each[0] for each in convolutions.seen] == [(covered, covered)]
+        assert one, f"{case} should become one filter of {covered}x{covered}, and be convolved once"
         assert out.shape == (2, 3, 19, 22), f"{case}: 19x22 pixels become {out.shape[2]}x{out.shape[3]}"
         assert conv.weight.shape == (3, 2, size, size), f"{case} should keep its {size}x{size} weights"
         impulse, kernel = torch.zeros(1, 2, 21, 21), torch.zeros(3, 21, 21)
@@ -202,12 +264,40 @@ def test_dilation(monkeypatch):
         for row, column in np.ndindex(size, size):  # an impulse shows the filter, mirrored
             place = [10 - (tap - size // 2) * (dilation + 1) for tap in (row, column)]
             kernel[:, place[0], place[1]] = conv.weight[:, 0, row, column].detach()
-        same = torch.allclose(conv(impulse)[0] - conv.bias.view(3, 1, 1), kernel, atol=1e-6)
+        same = torch.allclose((conv(impulse) - conv(torch.zeros_like(impulse)))[0], kernel, atol=1e-6)
         assert same, f"{case}: the taps are not {dilation + 1} pixels apart, or are in another order"
-        expected = conv2d(x, conv.weight, conv.bias, 1, (size - 1) * (dilation + 1) // 2, dilation + 1)
-        assert torch.allclose(out, expected, atol=1e-5), f"{case}: all input maps, and the bias once, should be summed"
-        mine, theirs = (torch.autograd.grad(result.square().sum(), conv.weight)[0] for result in (out, expected))
-        assert torch.allclose(mine, theirs, rtol=1e-3), f"{case}: gradients should reach self.weight through the taps"
+        x.requires_grad_()
+        leaves = x, conv.weight, conv.bias
+        for padding in (conv.padding, 1):
+            conv.padding = padding
+            out, expected = conv(x), F.conv2d(x, conv.weight, conv.bias, 1, padding, dilation + 1)
+            same = out.shape == expected.shape and torch.allclose(out, expected, atol=1e-5)
+            assert same, f"{case}: all input maps and the bias, once, should be summed, with self.padding zeros around"
+            for name, mine, theirs in zip(
+                ("x", "self.weight", "self.bias"),
+                *(torch.autograd.grad(each.square().sum(), leaves, allow_unused=True) for each in (out, expected)),
+            ):
+                same = mine is not None and torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4)
+                assert same, f"{case}: the right gradients should reach {name}"
+        with torch.no_grad():
+            conv.weight.mul_(2)
+        same = torch.allclose(conv(x) - out, out - conv.bias.view(3, 1, 1), atol=1e-4)
+        assert same, f"{case}: the filters should be spread in every call, since training changes the weights"
+
+
+class Convolutions(TorchDispatchMode):
+    """Records the filter size and PyTorch's dilation of every convolution; unfolding counts as dilated."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if str(operation.overloadpacket) == "aten.convolution":
+            self.seen.append((tuple(args[1].shape[2:]), list(args[5])))
+        if str(operation.overloadpacket) == "aten.im2col":
+            self.seen.append((None, None))
+        return operation(*args, **(kwargs or {}))
 
 
 def test_shipped_weights():
@@ -225,5 +315,5 @@ def test_shipped_weights():
             wrong.append(f"the {model} cannot be used yet ({error})")
         else:
             if not abs(loss - expected) < 0.002:
-                wrong.append(f"the {model}'s loss is {loss:.3f}, but {expected} is expected")
+                wrong.append(f"the {model}'s loss is {loss:.3f}, but {expected} is expected; look at its parts first")
     assert not wrong, "; ".join(wrong)

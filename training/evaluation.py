@@ -90,11 +90,8 @@ def run_validation(
     check_targets([path, json_path] if json_path else [path], (source.path, *inputs))
     valid_set = source.validation_set(checkpoint.palette, device_of(net))
     batches: list[dict[str, Tensor]] = []
-
-    def keep_pictures(images: Tensor, targets: Tensor, outputs: Tensor) -> None:
-        batches.append(comparison_rows(images, targets, outputs, checkpoint.palette, temperature))
-
-    metrics = evaluate(net, valid_set, on_batch=keep_pictures)
+    colors = checkpoint.palette, temperature
+    metrics = evaluate(net, valid_set, on_batch=lambda x, y, out: batches.append(comparison_rows(x, y, out, *colors)))
     panels = {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
     print(f"{checkpoint}\n{len(valid_set):,} images of {source}: {format_metrics(**metrics)}")
     title = f"{checkpoint.model}, {source}: {format_metrics(**metrics)}"
@@ -111,11 +108,12 @@ def run_validation(
 
 
 def measure_pictures(panels: dict[str, Tensor], label: str, source: ImageSource | None) -> dict[str, dict]:
-    """Return the metrics of rows of pictures, and of one row of them over the gray; the truth comes last.
+    """Return the metrics of each row of pictures, of the row `label` with its chroma over the gray, and of the truth.
 
-    With a source, all metrics, also of the mean color of its training images over the gray.
+    With a source: the slower metrics as well, and a row for the mean color of its training images.
     """
-    gray, truth = panels["gray input"][:, :1], panels.pop("truth")
+    gray, truth = panels["gray input"][:, :1], panels["truth"]
+    panels = {name: panel for name, panel in panels.items() if name != "truth"}
     panels[f"{label}, over the gray"] = apply_chroma(panels[label], gray)
     if source:
         mean = to_rgb(subsample(source.training_images())).mean((0, 2, 3)).view(1, 3, 1, 1)

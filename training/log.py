@@ -31,7 +31,8 @@ SUFFIXES = (".csv", ".json", ".state", "_curve.png", "_images.png")  # of a run'
 class RunLog:
     """Writes a run's files after every epoch; `history` is the list of the epochs' metrics.
 
-    Files: the weights of the last and best epoch, the history (.csv), what it takes to repeat (.json), resume (.state).
+    Files: the weights of the last and the best epoch, the history (.csv), what it takes to repeat the run (.json) and
+    to resume it (.state).
     The weights go to `path`; None means a file in `out_dir` named after the network. `settings` are those that a
     resumed run must share. Raises UserError if a file cannot be written, or would replace another or one of `inputs`.
     """
@@ -64,13 +65,13 @@ class RunLog:
             epoch = epoch_metrics["epoch"]
             checkpoint = replace(self.checkpoint, epoch=epoch, metrics=epoch_metrics, state_dict=weights)
             save_checkpoint(self.path, checkpoint)
-            if epoch_metrics["valid_loss"] == min(earlier["valid_loss"] for earlier in history):
+            if epoch_metrics["valid_loss"] == min(row["valid_loss"] for row in history):
                 save_checkpoint(self.best_path, checkpoint)
             with atomic_write(self.path_for(".csv"), "x") as file:
                 writer = csv.DictWriter(file, epoch_metrics, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(history)
-            progress = {"epochs_done": epoch, "seconds": sum(earlier["seconds"] for earlier in history)}
+            progress = {"epochs_done": epoch, "seconds": sum(row["seconds"] for row in history)}
             write_json(self.path_for(".json"), self.settings | environment(weights) | progress)
             state = {"format": STATE_FORMAT, "settings": self.settings, "history": history, "trainer": trainer_state}
             write_torch_file(self.path_for(".state"), state)
@@ -89,14 +90,16 @@ class RunLog:
         try:
             yield
         except KeyboardInterrupt:
-            done = f"epoch {len(self.history)} of {self.settings['epochs']} is saved"
-            done += "; to continue, repeat the command with --resume"
-            nothing = "no epoch was complete, so nothing is saved"
-            raise KeyboardInterrupt(f"stopped; {done if self.history else nothing}") from None
+            saved = "no epoch was complete, so nothing is saved"
+            if self.history:
+                done = f"epoch {len(self.history)} of {self.settings['epochs']} is saved"
+                saved = f"{done}; to continue, repeat the command with --resume"
+            raise KeyboardInterrupt(f"stopped; {saved}") from None
         except FloatingPointError as error:
-            saved = f"{self.path} has the weights of epoch {len(self.history)}"
+            epoch = len(self.history)
+            saved = f"{self.path} has the weights of epoch {epoch}" if epoch else "no checkpoint was saved"
             advice = f"train again with a --learn-rate below {self.settings['learning_rate']:g}"
-            raise UserError(f"{error}; {saved if self.history else 'no checkpoint was saved'}: {advice}") from error
+            raise UserError(f"{error}; {saved}: {advice}") from error
 
     def finish(self) -> None:
         """Draw the curve of the complete run, and say where its files are."""
@@ -116,7 +119,8 @@ class RunLog:
         with report_read_errors(path, "training state", "train without --resume"):
             earlier, history = content["settings"], content["history"]
             differing = [name for name, value in self.settings.items() if earlier.get(name) != value]
-        for name in differing:
+        if differing:
+            name = differing[0]
             words = f"{name.replace('_', ' ')} was {reprlib.repr(earlier.get(name))} and is now {self.settings[name]!r}"
             words = {"palette": "another palette", "data_sha256": "other images"}.get(name, words)
             raise UserError(f"{path}: cannot resume with other settings: {words}")

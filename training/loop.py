@@ -71,8 +71,9 @@ def run_training(
 
 
 class Trainer:
-    """A network in training: steps update `model`; `averaged_model` has the average of its weights over the steps.
+    """A network in training: steps update `model`, a copy of it; it becomes the average of the copy's weights itself.
 
+    `averaged_model` is the network, and `raw_model` is `model` without the wrapper of several processes.
     Several processes average their gradients. Batch norm uses the whole batch's statistics on CUDA, each one's on CPUs.
     Raises UserError if the batch size does not fit the number of images or of processes.
     """
@@ -106,16 +107,21 @@ class Trainer:
         torch.manual_seed(derive_seed(config.seed, epoch, 1 + rank))  # for augmentation
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, 0))
         order = torch.randperm(len(self.dataset), generator=generator).to(self.dataset.images.device)
-        batches = order[: len(order) // processes * processes].split(config.batch_size)  # as many for every process
+        batches = order[: len(order) // processes * processes].split(
+            config.batch_size
+        )  # so that all processes get as many
         losses = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
         self.model.train()
-        for number, batch in enumerate(tqdm(batches, leave=False, disable=True if rank else None, unit="step")):
+        quiet = True if rank else None  # None: no progress bar unless on a terminal
+        for number, batch in enumerate(tqdm(batches, leave=False, disable=quiet, unit="step")):
             progress = (epoch - 1 + number / len(batches)) / config.epochs
             images = self.dataset.images[batch[rank::processes]].to(self.device)
-            losses[number] = len(images) * self.step(images, config.learning_rate * one_cycle(progress))
+            loss = self.step(images, config.learning_rate * one_cycle(progress))
+            losses[number] = len(images) * loss
         for buffer in self.averaged_model.buffers() if processes > 1 else ():
             torch.distributed.broadcast(buffer, 0)
-        finite = distributed.all_reduce_sum(losses).isfinite()
+        losses = distributed.all_reduce_sum(losses)
+        finite = losses.isfinite()
         if not finite.all():
             step = finite.int().argmin() + 1
             raise FloatingPointError(f"the loss is no longer finite in step {step} of epoch {epoch}")
@@ -130,7 +136,7 @@ class Trainer:
         """
         images = augment(images, self.config.augment)
         targets = self.dataset.targets(images)
-        # in the network's dtype and memory format, so that torch.cat of its maps with the gray need not convert them
+        # a copy in the network's dtype and memory format, so that torch.cat need not convert its maps
         gray = to_gray(images).to(self.dtype, memory_format=torch.channels_last, copy=True)  # (N, 1, H, W)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             outputs = self.model(gray)
@@ -155,7 +161,7 @@ class Trainer:
         """Return all that the steps depend on, which a resumed run must share, as plain containers."""
         settings = asdict(self.config) | {"augment": list(self.config.augment), "precision": self.precision}
         if not self.config.picture_weight:
-            del settings["temperature"]  # of the pictures alone
+            del settings["temperature"]  # which has no effect on the steps then
         images = subsample(self.dataset.images).cpu().numpy().tobytes()
         return settings | {"data_sha256": hashlib.sha256(images).hexdigest()}
 
@@ -208,5 +214,5 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def derive_seed(*parts: int) -> int:
-    """Combine integers, as many at every call, into one seed."""
+    """Return one seed for several integers; always pass the same number of them."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -1,7 +1,7 @@
 """The optimizer, the learning-rate schedule and the average of the weights.
 
-torch.optim's Adam and Muon compute the same, but constructing one loads PyTorch's compiler, which takes as long as
-importing torch.
+torch.optim has both, but its Muon takes only matrices, and constructing either loads PyTorch's compiler, which takes as
+long as importing torch.
 """
 
 import math
@@ -18,8 +18,8 @@ class MuonAdam:
     """Muon for some weights of convolutions, and Adam for all other parameters.
 
     Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): the update is the Nesterov momentum of the
-    gradient, orthogonalized as a matrix (out, in·k·k). Momentum and steps of the iteration are smaller than
-    Jordan's 0.95 and 5: runs are short, and three steps are as good. Adam: Kingma and Ba 2015, algorithm 1.
+    gradient, orthogonalized as a matrix (out, in·k·k). The momentum (0.6) and the number of iterations (3) are smaller
+    than Jordan's (0.95 and 5), because runs are short and three are as good. Adam: Kingma and Ba 2015, algorithm 1.
     """
 
     momentum, betas, eps = 0.6, (0.9, 0.999), 1e-8
@@ -32,7 +32,7 @@ class MuonAdam:
         self.steps = [torch.zeros((), device=parameter.device) for parameter in adam_parameters]
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Set the gradients to None."""
         for parameter in self.muon_weights + self.adam_parameters:
             parameter.grad = None
 
@@ -45,11 +45,11 @@ class MuonAdam:
             rows, columns = direction.shape
             scale = max(1, rows / columns) ** 0.5  # of a matrix that is taller than wide
             weight.sub_(orthogonalize(direction).view_as(weight), alpha=scale * MUON_RATE * learning_rate)
-        (beta1, beta2), gradients = self.betas, [parameter.grad for parameter in self.adam_parameters]
-        settings: dict[str, Any] = {"lr": learning_rate, "beta1": beta1, "beta2": beta2, "eps": self.eps, "fused": True}
-        settings |= {"exp_avgs": self.exp_avg, "exp_avg_sqs": self.exp_avg_sq, "state_steps": self.steps}
-        unused: dict[str, Any] = {"max_exp_avg_sqs": [], "weight_decay": 0, "amsgrad": False, "maximize": False}
-        adam(self.adam_parameters, gradients, **settings, **unused)
+        gradients: list[Any] = [parameter.grad for parameter in self.adam_parameters]
+        state = self.exp_avg, self.exp_avg_sq, [], self.steps
+        betas: dict[str, Any] = {"beta1": self.betas[0], "beta2": self.betas[1]}
+        unused: dict[str, Any] = {"amsgrad": False, "weight_decay": 0, "maximize": False}
+        adam(self.adam_parameters, gradients, *state, fused=True, lr=learning_rate, eps=self.eps, **betas, **unused)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that changes from step to step, as tensors that are updated in place."""

@@ -64,7 +64,7 @@ def new_network(palette: np.ndarray | None, seed: int = 0, **architecture: Any) 
     `architecture` may name the model, kernel and num_filters; None selects the default.
     """
     torch.manual_seed(seed)
-    checkpoint = Checkpoint(**named(architecture), palette=palette, state_dict={})
+    checkpoint = Checkpoint(**with_defaults(architecture), palette=palette, state_dict={})
     net = checkpoint.create_model()
     return net, replace(checkpoint, state_dict=net.state_dict())
 
@@ -112,10 +112,10 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
         raise UserError(f"{path}: a PyTorch file, but neither a checkpoint of this package nor a state dict")
     if architecture.get("model") is None:
         raise UserError(f"{path}: a bare state dict does not record its network; name the network with --model")
-    return Checkpoint(**named(architecture), palette=palette, state_dict=content)
+    return Checkpoint(**with_defaults(architecture), palette=palette, state_dict=content)
 
 
-def named(architecture: Mapping[str, Any]) -> dict:
+def with_defaults(architecture: Mapping[str, Any]) -> dict:
     """Return an architecture with defaults in place of None."""
     return DEFAULTS | {name: value for name, value in architecture.items() if value is not None}
 
@@ -193,7 +193,11 @@ def pretrained_path(photographs: bool = False, **architecture: Any) -> Path:
 
     With `photographs`, and no architecture named, it is the network that was trained on photographs.
     """
-    name = PHOTOGRAPH_WEIGHTS if photographs and not any(architecture.values()) else file_name(**named(architecture))
+    name = (
+        PHOTOGRAPH_WEIGHTS
+        if photographs and not any(architecture.values())
+        else file_name(**with_defaults(architecture))
+    )
     path = PROJECT / "weights" / name
     if not path.exists():
         raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file with --checkpoint")

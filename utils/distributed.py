@@ -67,7 +67,7 @@ def world_size() -> int:
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the sum of all processes' tensors, which must have the same shape."""
+    """Sum all processes' tensors, which must have the same shape, in place; return the sum."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor

@@ -8,19 +8,19 @@ from typing import Any
 from utils.checkpoint import COLORS, DEFAULTS
 from utils.console import UserError
 
-ARCHITECTURE = {"model", "colors", "kernel", "num_filters", "checkpoint", "out_dir", "device"}
+COMMON = {"model", "colors", "kernel", "num_filters", "checkpoint", "out_dir", "device"}
 IMAGES = {"data", "category", "holdout"}
 DECODING = {"working_size", "temperature"}
 TRAINING = {"epochs", "batch_size", "learning_rate", "augment", "precision", "plot", "resume", "start_from"}
 TRAINING |= {"rebalance", "picture_weight", "seed"}
 USED_FLAGS = {  # by what a script does: the flags that have an effect
-    "training": ARCHITECTURE | IMAGES | DECODING | TRAINING,
-    "--valid": ARCHITECTURE | IMAGES | DECODING | {"valid", "json", "seed"},
-    "--valid without --colors K": ARCHITECTURE | IMAGES | DECODING | {"valid", "json"},
-    "--colorize": ARCHITECTURE | IMAGES | DECODING | {"colorize", "seed"},
-    "--colorize without --colors K": ARCHITECTURE | DECODING | {"colorize"},
-    "validation (training needs --epochs)": ARCHITECTURE | IMAGES | {"valid", "json"},
-    "an image file": ARCHITECTURE | {"image"},
+    "training": COMMON | IMAGES | DECODING | TRAINING,
+    "--valid": COMMON | IMAGES | DECODING | {"valid", "json", "seed"},
+    "--valid without --colors K": COMMON | IMAGES | DECODING | {"valid", "json"},
+    "--colorize": COMMON | IMAGES | DECODING | {"colorize", "seed"},
+    "--colorize without --colors K": COMMON | DECODING | {"colorize"},
+    "validation (training needs --epochs)": COMMON | IMAGES | {"valid", "json"},
+    "an image file": COMMON | {"image"},
 }
 
 
