@@ -54,3 +54,12 @@ def test_an_augmentation_is_added_in_one_place(monkeypatch):
     image = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
     assert torch.equal(augment(image, ["quarter-turn"]), image.rot90(1, (2, 3)))
     assert "quarter-turn" in colorization.parse(["--augment", "quarter-turn"]).augment
+
+
+def test_a_shift_reflects_both_edges():
+    image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+    torch.manual_seed(0)
+    for way, dim in (("shift-x", 3), ("shift-y", 2)):
+        seen = {tuple(image.flatten().tolist()) for image in augment(image.expand(100, 3, 8, 8), [way])[:, 0]}
+        back = torch.cat([image.narrow(dim, 1, 7), image.narrow(dim, 6, 1)], dim)
+        assert tuple(back.flatten().tolist()) in seen

@@ -15,7 +15,16 @@ import color_regression
 import colorization
 from models import create_model
 from utils import checkpoint
-from utils.checkpoint import OLD_FORMAT, load_checkpoint, load_network, new_network, save_checkpoint
+from utils.checkpoint import (
+    FORMAT,
+    OLD_FORMAT,
+    load_checkpoint,
+    load_network,
+    new_network,
+    parse_checkpoint,
+    pretrained_path,
+    save_checkpoint,
+)
 from utils.console import UserError
 
 
@@ -158,3 +167,49 @@ def test_a_regression_is_no_classifier_and_the_other_way_round(trained, fails):
         colorization.main, "--valid", "--checkpoint", "r.pkl"
     )
     assert "its model is UNet, not RegressionCNN" in fails(color_regression.main, "--checkpoint", trained)
+
+
+def test_supported_sizes():
+    content = vars(new_network(PALETTE, model="CNN", num_filters=2)[1]) | {"format": FORMAT}
+    for size in ({"kernel": 1}, {"kernel": 15}, {"num_filters": 1024}, {"working_size": 4}, {"working_size": 512}):
+        parse_checkpoint(content | size | {"palette": torch.from_numpy(PALETTE)})
+    for size in (
+        {"kernel": 4},
+        {"kernel": 17},
+        {"num_filters": 0},
+        {"num_filters": 1025},
+        {"working_size": 3},
+        {"working_size": 513},
+    ):
+        with pytest.raises(ValueError, match="not supported"):
+            parse_checkpoint(content | size | {"palette": torch.from_numpy(PALETTE)})
+
+
+def test_a_new_network_is_that_of_its_seed():
+    one, same, other = (new_network(PALETTE, seed, num_filters=2)[0].finalconv.weight for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    net, content = new_network(PALETTE, model="CNN", num_filters=2)
+    assert (
+        str(content) == f"CNN, kernel 3, 2 filters, 5 colors: {sum(p.numel() for p in net.parameters()):,} parameters"
+    )
+
+
+def test_paths_of_shipped_weights():
+    assert pretrained_path(photographs=True).name == "photograph_dunet_k3_f64.pkl"
+    assert pretrained_path(photographs=True, model="CNN").name == "cnn_k3_f32.pkl"
+    assert pretrained_path().name == "unet_k3_f32.pkl"
+
+
+def test_saved_weights_are_contiguous(tmp_path):
+    _, content = new_network(PALETTE, model="CNN", num_filters=2)
+    save_checkpoint(tmp_path / "u.pkl", content)
+    assert all(
+        value.is_contiguous() for value in torch.load(tmp_path / "u.pkl", weights_only=True)["state_dict"].values()
+    )
+
+
+def test_a_palette_that_is_almost_the_same_is_another(trained, fails):
+    np.save("close.npy", np.linspace([0, 0.1, 0], [0.9, 0.8, 0.985], 5))
+    assert "not made with the palette" in fails(
+        colorization.main, "--valid", "--checkpoint", trained, "-c", "close.npy"
+    )

@@ -1,5 +1,6 @@
 """colorization.py from its command line, on small data."""
 
+import json
 import os
 import subprocess
 import sys
@@ -176,3 +177,12 @@ def test_from_the_shell():
         "--plot",
     ):
         assert flag in helped.stdout
+
+
+def test_a_checkpoints_working_size_is_kept(photo_folder, small_palette):
+    flags = ["--data", str(photo_folder), "-b", "50", "-e", "1"]
+    colorization.main(
+        [*flags, "-c", str(small_palette), "-f", "2", "--working-size", "48", "--checkpoint", "first.pkl"]
+    )
+    colorization.main([*flags, "--start-from", "first.pkl"])
+    assert json.loads(Path("outputs/unet_k3_f2.json").read_text())["working_size"] == 48

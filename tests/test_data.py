@@ -1,6 +1,7 @@
 """The data sets: gray, labels, palettes, what is held out."""
 
 import io
+import math
 import re
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import Payload, handout_palette, hostile_palette, smooth_images
-from helpers import PALETTE
+from helpers import CPU, PALETTE
 
 import colorization
 import data
-from data import hold_out
+from data import ImageSource, hold_out
 from sources import cifar10, image_files
 from utils.checkpoint import new_network
 from utils.console import UserError
@@ -266,3 +267,72 @@ def test_images_of_every_class_are_held_out_the_same_ones_for_every_seed():
     assert sorted(torch.cat([others, held]).flatten().tolist()) == list(range(20))
     with pytest.raises(UserError, match="a class has only 10"):
         hold_out(images, labels, 10)
+
+
+def test_what_is_held_out_stays_the_same(monkeypatch):
+    images = torch.arange(20).view(20, 1, 1, 1)
+    assert hold_out(images, torch.zeros(20), 6)[1].flatten().tolist() == [4, 5, 7, 13, 14, 19]
+    monkeypatch.setattr(data, "MAX_SCANNED_IMAGES", 10)
+    others, held = hold_out(images, torch.zeros(20), 3)
+    assert others.flatten().tolist() == list(range(17)) and held.flatten().tolist() == [17, 18, 19]
+
+
+def test_palette_colors_are_means_of_pixels_from_dark_to_light():
+    levels = torch.tensor([0] * 200 + [30] * 6 + [255] * 50, dtype=torch.uint8)
+    palette, _ = data.fit_palette(levels.view(1, 1, 16, 16).expand(1, 3, 16, 16), 2)
+    np.testing.assert_allclose(palette * 256, [[6 * 30 / 206] * 3, [255] * 3], atol=1e-9)
+    green, blue = (torch.tensor(color, dtype=torch.uint8).view(1, 3, 1, 1) for color in ([0, 100, 0], [0, 0, 150]))
+    assert (data.fit_palette(torch.cat([blue, green]), 2)[0] * 256).tolist() == [[0, 100, 0], [0, 0, 150]]
+
+
+def test_k_means_converges():
+    images = torch.from_numpy(smooth_images(100))
+    palette, _ = data.fit_palette(images, 8)
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, 3).numpy() / 256
+    labels, _ = data.nearest_color(pixels, palette)
+    means = [pixels[labels == label].mean(0) for label in range(8)]
+    np.testing.assert_allclose(palette, means, atol=1e-6)
+
+
+def test_the_nearest_color_may_be_far():
+    labels, distances = data.nearest_color(np.zeros((1, 3)), np.array([[1.0, 1, 1], [0.9, 0.9, 0.9]]))
+    assert labels.tolist() == [1] and distances == pytest.approx([0.9 * math.sqrt(3)])
+
+
+def test_the_seed_reaches_k_means(cifar, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(data, "fit_palette", lambda images, count, seed=0: seeds.append(seed) or (PALETTE, 0.1))
+    data.main(["--colors", "5", "--seed", "3", "--output", "p.npy"])
+    data.palette_for("5", ImageSource(category="cat"), 4)
+    assert seeds == [3, 4]
+
+
+def test_an_album_trains_on_its_training_photographs(monkeypatch):
+    photographs = {train: [np.full((80, 120, 3), 0 if train else 255, np.uint8)] for train in (True, False)}
+    monkeypatch.setattr(ImageSource, "photographs", lambda self, train: photographs[train])
+    monkeypatch.setattr(data, "MIN_CROPS", 20)
+    album = ImageSource("sample", working_size=48).training_set(None, CPU)
+    album.start_epoch(1)
+    assert not album.images.any() and album.working_size == 48
+
+
+def test_a_palette_is_fitted_to_training_images(cifar, monkeypatch):
+    fitted, source = [], ImageSource(category="cat", holdout=3)
+    monkeypatch.setattr(data, "fit_palette", lambda images, *_: fitted.append(images) or (PALETTE, 0.1))
+    data.palette_for("5", source)
+    assert torch.equal(fitted[0], source.training_images())
+
+
+def test_2_to_256_colors_are_supported():
+    assert data.palette_file("256", ImageSource()) is None
+    with pytest.raises(UserError, match="2 to 256"):
+        data.palette_file("257", ImageSource())
+
+
+def test_k_means_starts_from_the_seed(monkeypatch):
+    from sklearn.cluster import KMeans
+
+    fit, seen = KMeans.fit, []
+    monkeypatch.setattr(KMeans, "fit", lambda self, *a, **k: seen.append(self.random_state) or fit(self, *a, **k))
+    data.fit_palette(torch.from_numpy(smooth_images(4)), 3, seed=5)
+    assert seen == [5]

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from helpers import THREE_COLORS, some_pictures
+from helpers import THREE_COLORS, random_images, some_pictures
 
+from data import to_gray, to_rgb
 from pictures.decoding import (
     CHROMA_GAIN,
     annealed_mean,
     apply_chroma,
     chroma_error,
+    comparison_rows,
     decode_annealed_mean,
     labels_to_rgb,
 )
@@ -61,3 +63,14 @@ def test_the_gray_given_is_kept_and_every_value_possible():
     laid = apply_chroma(some_pictures(2), gray)
     assert torch.allclose(laid.mean(1, keepdim=True), gray, atol=1e-6)
     assert laid.min() >= -1e-6 and laid.max() <= 1 + 1e-6
+
+
+def test_rows_of_pictures():
+    images, generator = random_images(2), torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 3, 8, 8, generator=generator), torch.randint(3, (2, 8, 8), generator=generator)
+    rows = comparison_rows(images, labels, logits, THREE_COLORS, 0.2)
+    assert torch.equal(rows["smooth prediction"], decode_annealed_mean(logits, THREE_COLORS, to_gray(images), 0.2))
+    assert torch.equal(rows["prediction in palette colors"], labels_to_rgb(logits.argmax(1), THREE_COLORS))
+    assert torch.equal(rows["truth in palette colors"], labels_to_rgb(labels, THREE_COLORS))
+    assert torch.equal(rows["truth"], to_rgb(images))
+    assert comparison_rows(images, images, logits, None)["prediction"].aminmax() == (0, 1)

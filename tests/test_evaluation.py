@@ -3,15 +3,17 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import BLACK_AND_WHITE, CPU, PALETTE, Fixed, random_dataset
 
 import colorization
-from data import ImageDataset
+from data import ImageDataset, ImageSource, to_rgb
 from models import create_model, predict
-from training.evaluation import accuracy, batch_metrics, cross_entropy, evaluate
+from training import evaluation
+from training.evaluation import accuracy, batch_metrics, cross_entropy, evaluate, measure_pictures
 
 
 def test_validation_writes_every_images_figures(cifar, small_palette, capsys):
@@ -78,3 +80,31 @@ def test_validation_owns_its_mode(training):
         predict(net, torch.rand(2, 1, 7, 7))
     assert net.training == training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_pictures_are_measured_against_the_truth():
+    truth = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1).expand(2, 3, 8, 8)
+    gray = truth.mean(1, keepdim=True).expand(2, 3, 8, 8)
+    panels = {"gray input": gray, "prediction": (gray + truth) / 2 + 0.1, "truth": truth}
+    color = torch.tensor([0, 64, 128], dtype=torch.uint8).view(1, 3, 1, 1).expand(4, 3, 8, 8)
+    measured = measure_pictures(panels, "prediction", SimpleNamespace(training_images=lambda: color))
+    errors = {"gray input": 0.08 / 3, "prediction": 0.02 / 3 + 0.01, "prediction, over the gray": 0.02 / 3}
+    errors["mean training color, over the gray"] = 2 * 0.05**2 / 3  # (0.15, 0.4, 0.65)
+    assert list(measured) == [*errors, "truth"]
+    for label, error in errors.items():
+        assert measured[label]["psnr"]["mean"] == pytest.approx(-10 * math.log10(error), abs=1e-3)
+
+
+def test_the_first_ten_images_are_drawn_at_the_temperature(cifar, small_palette, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(evaluation, "save_image_grid", lambda path, title, rows: drawn.append(rows))
+    flags = ["-f", "4", "-c", str(small_palette), "--temperature", "5"]
+    colorization.main(["-e", "1", "-b", "10", "--category", "all", *flags, "--plot"])
+    colorization.main(["--valid", "--category", "all", "--checkpoint", "outputs/unet_k3_f4.pkl", "--temperature", "5"])
+    for rows in drawn:
+        assert torch.equal(rows["truth"], to_rgb(ImageSource(category="all").validation_images()[:10]))
+        torch.testing.assert_close(rows["smooth prediction"], drawn[0]["smooth prediction"])
+    colorization.main(["--valid", "--category", "all", "--checkpoint", "outputs/unet_k3_f4.pkl"])
+    assert len(drawn) == 4 and not torch.allclose(
+        drawn[3]["smooth prediction"], drawn[0]["smooth prediction"], atol=1e-4
+    )

@@ -64,3 +64,63 @@ def test_every_number_has_its_range(cifar, fails, flag):
 def test_flags_without_effect_are_refused(cifar, fails, script, flags, useless, mode):
     assert f"{useless} has no effect with {mode}; remove it" in fails(script.main, *flags)
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "-e=10001",
+        "-b=100001",
+        "-l=10.1",
+        "-s=4294967296",
+        "-f=1025",
+        "--holdout=1000001",
+        "--temperature=0.009",
+        "--working-size=3",
+        "--working-size=513",
+        "--picture-weight=-0.1",
+    ],
+)
+def test_numbers_just_out_of_range(fails, flag):
+    assert "is not a number from" in fails(colorization.main, *flag.split("="))
+
+
+def test_bounds_and_flags_with_effect_are_accepted():
+    args = colorization.parse(
+        [
+            "-e",
+            "10000",
+            "-b",
+            "2",
+            "-l",
+            "10",
+            "-s",
+            "4294967295",
+            "-f",
+            "1024",
+            "--holdout",
+            "0",
+            "--temperature",
+            "0.01",
+            "--working-size",
+            "4",
+            "--picture-weight",
+            "0",
+        ]
+    )
+    assert (args.epochs, args.batch_size, args.learning_rate, args.num_filters) == (10_000, 2, 10, 1024)
+    assert (args.seed, args.temperature, args.working_size) == (2**32 - 1, 0.01, 4)
+    for words in (
+        "--valid --temperature 1",
+        "--valid -c 5 -s 3",
+        "--colorize a.png --temperature 1 --working-size 48",
+        "--colorize a.png -c 5 -s 3 --holdout 2",
+    ):
+        colorization.parse(words.split())
+
+
+def test_images_have_no_effect_without_a_palette_to_fit(cifar, fails):
+    assert "--holdout has no effect with --colorize without --colors K" in fails(
+        colorization.main, "--colorize", "a.png", "--holdout", "3"
+    )
+    assert "--data has no effect with an image file" in fails(activations.main, "a.png", "--data", "x")

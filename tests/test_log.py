@@ -24,9 +24,10 @@ from helpers import PALETTE, SMALL, THREE_COLORS, TINY
 
 import colorization
 import data
+from data import ImageSource
 from sources import cifar10
 from training import loop
-from training.log import RunLog
+from training.log import RunLog, run_settings
 from utils import checkpoint, distributed, torch_files
 from utils.checkpoint import load_checkpoint, load_network, new_network, pretrained_path
 from utils.console import UserError
@@ -387,3 +388,22 @@ def test_training_does_not_replace_the_shipped_weights(cifar, small_palette, fai
         colorization.main, "-e", 1, "-b", 8, "-c", small_palette, "--checkpoint", pretrained_path()
     )
     assert pretrained_path().read_bytes() == before
+
+
+def test_what_a_run_starts_from():
+    _, content = new_network(PALETTE, model="CNN", kernel=5, num_filters=2)
+    settings = {"model": "CNN", "kernel": 5, "num_filters": 2, "data": "sample photographs", "holdout": 0}
+    settings |= {"start_from": "u.pkl", "working_size": 48, "palette": PALETTE.tolist()}
+    assert run_settings(content, ImageSource("sample", working_size=48), Path("u.pkl")) == settings
+    assert run_settings(content, ImageSource("cifar10", holdout=3), None).keys() == settings.keys() - {"working_size"}
+
+
+def test_the_record_counts_the_epochs_done(tmp_path):
+    net, content = new_network(PALETTE, model="CNN", kernel=3, num_filters=2)
+    log = RunLog(content, {"epochs": 2, "learning_rate": 0.01}, tmp_path)
+    for epoch in (1, 2):
+        log.write({"epoch": epoch, "train_loss": 1.0, "valid_loss": 2.0, "seconds": 3.0}, net.state_dict(), {"a": {}})
+        record = json.loads((tmp_path / "cnn_k3_f2.json").read_text())
+        assert (record["epochs_done"], record["seconds"]) == (epoch, 3.0 * epoch)
+    with pytest.raises(UserError, match="seed was None and is now 0"):
+        RunLog(content, {"epochs": 2, "learning_rate": 0.01, "seed": 0}, tmp_path).resume(lambda _: None)

@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import BLACK_AND_WHITE, CPU, PALETTE, Fixed, random_dataset, random_images
+from helpers import BLACK_AND_WHITE, CPU, PALETTE, THREE_COLORS, Fixed, random_dataset, random_images
 
 import colorization
 from data import ImageDataset
 from models import create_model
+from pictures.decoding import chroma_error
 from training import loop
 from training.evaluation import evaluate
 from training.log import RunLog
 from training.loop import Trainer, TrainingConfig, choose_precision, class_weights
-from training.optim import MuonAdam, WeightAverage, split_parameters
+from training.optim import MuonAdam, WeightAverage, one_cycle, split_parameters
+from utils import distributed
 from utils.console import UserError
 
 
@@ -288,3 +290,69 @@ def test_images_may_stay_on_the_cpu():
     trainer = Trainer(net, dataset, TrainingConfig(epochs=2, batch_size=4, learning_rate=0.01))
     assert trainer.train_epoch(2) < trainer.train_epoch(1)
     assert evaluate(net, dataset)["loss"] > 0
+
+
+def test_losses_by_hand():
+    dataset, config = random_dataset(4, THREE_COLORS), TrainingConfig(batch_size=4, picture_weight=3, temperature=0.4)
+    logits = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    targets = dataset.targets(dataset.images)
+    error = chroma_error(logits, torch.tensor(THREE_COLORS).float(), dataset.images, 0.4)
+    loss = Trainer(Fixed([0.0] * 3), dataset, config).loss(logits, targets, dataset.images)
+    assert loss.item() == pytest.approx((F.cross_entropy(logits, targets.long()) + 3 * error).item(), rel=1e-5)
+
+
+def steps_of(monkeypatch, epoch, rank=0, **settings):
+    """Return the steps of an epoch: their images' gray levels, rate and random seed; the loss; start_epoch's seed."""
+    images = torch.arange(11, dtype=torch.uint8).view(11, 1, 1, 1).expand(11, 3, 4, 4)
+    config = TrainingConfig(**{"epochs": 2, "batch_size": 4, "learning_rate": 0.01} | settings)
+    trainer, steps, starts = Trainer(Fixed([0.0] * 5), ImageDataset(images, PALETTE, CPU), config), [], []
+
+    def step(self, images, rate):
+        steps.append((images[:, 0, 0, 0].tolist(), rate, torch.initial_seed()))
+        return images.float().mean()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        patch.setattr(ImageDataset, "start_epoch", lambda self, seed: starts.append(seed))
+        patch.setattr(distributed, "rank", lambda: rank)
+        loss = trainer.train_epoch(epoch)
+    levels, rates, seeds = zip(*steps)
+    return levels, rates, seeds[0], starts[0], loss
+
+
+def test_an_epochs_rates_and_its_loss(monkeypatch):
+    for epoch in (1, 2):
+        _, rates, _, _, loss = steps_of(monkeypatch, epoch)
+        assert rates == pytest.approx([0.01 * one_cycle((3 * (epoch - 1) + number) / 6) for number in range(3)])
+        assert loss == pytest.approx(5)  # of 4, 4 and 3 images
+
+
+def test_order_crops_and_augmentation_differ_by_seed_and_epoch(monkeypatch):
+    runs = [steps_of(monkeypatch, epoch, seed=seed) for seed, epoch in ((0, 1), (0, 2), (1, 1))]
+    for part in (0, 2, 3):  # the order, the seed of augmentation, that of crops
+        assert len({str(run[part]) for run in runs}) == 3
+    assert steps_of(monkeypatch, 1, rank=1)[2] != runs[0][2] and steps_of(monkeypatch, 1, rank=1)[3] == runs[0][3]
+
+
+def test_only_pictures_depend_on_the_temperature():
+    settings = [
+        Trainer(Fixed([0.0] * 5), random_dataset(4), TrainingConfig(batch_size=4, picture_weight=weight)).settings()
+        for weight in (0, 1)
+    ]
+    assert "temperature" not in settings[0] and settings[1]["temperature"] == 0.6
+
+
+def test_processes_share_a_batch(monkeypatch):
+    images = torch.arange(11, dtype=torch.uint8).view(11, 1, 1, 1).expand(11, 3, 4, 4)
+    config, shown = TrainingConfig(epochs=2, batch_size=5), []
+    trainers = [Trainer(Fixed([0.0] * 5), ImageDataset(images, PALETTE, CPU), config) for _ in range(2)]
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda tensor: tensor)
+    monkeypatch.setattr(
+        Trainer, "step", lambda self, images, rate: shown.append(images[:, 0, 0, 0].tolist()) or images.float().mean()
+    )
+    for rank, trainer in enumerate(trainers):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        trainer.train_epoch(1)
+    assert [len(part) for part in shown] == [3, 3, 2, 2]
+    assert len(set(chain(*shown))) == 10

@@ -276,3 +276,11 @@ def test_a_networks_table_counts_every_weight(capsys):
     stages = re.findall(r"^\w+ +\w*Conv2d.* ([\d,]+)$", said, re.MULTILINE)
     assert sum(int(count.replace(",", "")) for count in stages) == 112_344 and "112,344 parameters" in said
     assert "downconv2              ########             64 maps of 8x8" in said
+
+
+def test_a_network_keeps_no_hooks_of_its_stages():
+    from models import stage_outputs
+
+    net = create_model("CNN", 3, 2, 5)
+    assert stage_outputs(net, torch.zeros(1, 1, 8, 8)).keys() == {name for name, _ in net.named_children()}
+    assert not any(stage._forward_hooks for stage in net.children())

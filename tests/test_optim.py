@@ -131,3 +131,7 @@ def test_weights_and_statistics_are_averaged():
             expected = polynomial_decay([state[name] for state in states], 8)
             torch.testing.assert_close(average, expected)
             assert not torch.equal(states[0][name], start[name])
+
+
+def test_a_gradient_of_zero_stays_zero():
+    assert torch.equal(orthogonalize(torch.zeros(3, 9)), torch.zeros(3, 9))

@@ -45,11 +45,11 @@ class MuonAdam:
             rows, columns = direction.shape
             scale = max(1, rows / columns) ** 0.5  # of a matrix that is taller than wide
             weight.sub_(orthogonalize(direction).view_as(weight), alpha=scale * MUON_RATE * learning_rate)
-        gradients: list[Any] = [parameter.grad for parameter in self.adam_parameters]
-        state = self.exp_avg, self.exp_avg_sq, [], self.steps
-        betas: dict[str, Any] = {"beta1": self.betas[0], "beta2": self.betas[1]}
-        unused: dict[str, Any] = {"amsgrad": False, "weight_decay": 0, "maximize": False}
-        adam(self.adam_parameters, gradients, *state, fused=True, lr=learning_rate, eps=self.eps, **betas, **unused)
+        (beta1, beta2), gradients = self.betas, [parameter.grad for parameter in self.adam_parameters]
+        settings: dict[str, Any] = {"lr": learning_rate, "beta1": beta1, "beta2": beta2, "eps": self.eps, "fused": True}
+        settings |= {"exp_avgs": self.exp_avg, "exp_avg_sqs": self.exp_avg_sq, "state_steps": self.steps}
+        unused: dict[str, Any] = {"max_exp_avg_sqs": [], "weight_decay": 0, "amsgrad": False, "maximize": False}
+        adam(self.adam_parameters, gradients, **settings, **unused)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that changes from step to step, as tensors that are updated in place."""
