@@ -31,6 +31,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     mode = "--valid" if args.valid else "training" if args.epochs else "validation (training needs --epochs)"
     flags.reject_unused_flags(parser, args, mode)
+    if args.valid:
+        flags.reject_unused_flags(parser, args, "validation (training needs --epochs)")  # neither has a seed
     return args
 
 

@@ -65,19 +65,22 @@ def main(argv: list[str]) -> None:
 def train(args: argparse.Namespace) -> None:
     device = distributed.setup(args.device)
     source = image_source(args)
+    colors = args.colors
     if args.start_from:
         net, checkpoint = load(args, args.start_from, source)
     else:
-        palette = palette_for(args.colors or str(COLORS), source, args.seed)
+        colors = colors or str(COLORS)
+        palette = palette_for(colors, source, args.seed)
         net, checkpoint = new_network(palette, args.seed, **flags.architecture_of(args))
-    checkpoint = replace(checkpoint, data=str(source), working_size=args.working_size or checkpoint.working_size)
+        checkpoint = replace(checkpoint, working_size=args.working_size or checkpoint.working_size)
+    checkpoint = replace(checkpoint, data=str(source))
     source = replace(source, working_size=checkpoint.working_size)
     train_set = source.training_set(checkpoint.palette, device)
     valid_set = source.validation_set(checkpoint.palette, device)
     config = TrainingConfig(**{name: getattr(args, name) for name in asdict(TrainingConfig())})
     trainer = Trainer(net.to(device), train_set, config)
     settings = run_settings(checkpoint, source, args.start_from) | trainer.settings()
-    inputs = args.start_from, source.path, palette_file(args.colors, source)
+    inputs = args.start_from, source.path, palette_file(colors, source)
     log = RunLog(checkpoint, settings, args.out_dir, args.checkpoint, inputs)
     run_training(trainer, valid_set, log, args.resume, args.plot)
     distributed.cleanup()
@@ -98,7 +101,6 @@ def colorize(args: argparse.Namespace) -> None:
     check_writable(args.out_dir / "before_and_after.png")
     path = args.checkpoint or pretrained_path(photographs=True, **flags.architecture_of(args))
     net, checkpoint = load(args, path, ImageSource(args.data, args.category, args.holdout))
-    checkpoint = replace(checkpoint, working_size=args.working_size or checkpoint.working_size)
     print(checkpoint)
     colorize_files(args.colorize, args.out_dir, net.to(device), checkpoint, args.temperature)
 
@@ -108,19 +110,20 @@ def image_source(args: argparse.Namespace) -> ImageSource:
     source = ImageSource(args.data, args.category, args.holdout)
     if args.working_size and not source.is_album:
         raise UserError(f"--working-size has no effect with --data {args.data}; remove it")
-    return replace(source, working_size=args.working_size or source.working_size)
+    return source
 
 
 def load(args: argparse.Namespace, path: Path, source: ImageSource) -> tuple[Network, Checkpoint]:
-    """Return the network of a file, and its Checkpoint. Raises UserError unless they fit the flags and it classifies.
+    """Return the network of a file, and its Checkpoint with the working size of the flags, if they name one.
 
-    The source is that of the images which a palette of --colors K is fitted to.
+    The source is that of the images which a palette of --colors K is fitted to, at the default working size.
+    Raises UserError unless the file fits the flags and its network is a classifier.
     """
     palette = palette_for(args.colors, source, args.seed) if args.colors else None
     net, checkpoint = load_network(path, palette, **flags.architecture_of(args))
     if not checkpoint.is_classifier:
         raise UserError(f"{path}: a {checkpoint.model} predicts RGB, not palette colors; use color_regression.py")
-    return net, checkpoint
+    return net, replace(checkpoint, working_size=args.working_size or checkpoint.working_size)
 
 
 if __name__ == "__main__":

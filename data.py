@@ -249,8 +249,11 @@ def fit_palette(images: Tensor, num_colors: int, seed: int = 0) -> tuple[np.ndar
     from sklearn.cluster import KMeans  # slow to import, and seldom needed
     from threadpoolctl import threadpool_limits
 
-    codes = torch.cat([pack_rgb(part).flatten() for part in images.split(4096)])
-    codes, counts = torch.unique(codes, return_counts=True)
+    counts = torch.zeros(1 << 24, dtype=torch.int64)
+    for part in images.split(8192):
+        counts += torch.bincount(pack_rgb(part).flatten(), minlength=1 << 24)
+    codes = counts.nonzero()[:, 0]
+    counts = counts[codes]
     colors = unpack_rgb(codes.numpy())
     if len(colors) < num_colors:
         raise UserError(f"--colors {num_colors}: the images have only {len(colors)} different colors; ask for fewer")

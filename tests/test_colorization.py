@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -186,3 +187,22 @@ def test_a_checkpoints_working_size_is_kept(photo_folder, small_palette):
     )
     colorization.main([*flags, "--start-from", "first.pkl"])
     assert json.loads(Path("outputs/unet_k3_f2.json").read_text())["working_size"] == 48
+
+
+def test_the_working_size_reaches_validation(photo_folder, small_palette, capsys):
+    flags = ["--data", str(photo_folder), "-c", str(small_palette), "-f", "2", "--checkpoint", "u.pkl"]
+    colorization.main([*flags, "-b", "50", "-e", "1"])
+    losses = []
+    for more in ([], ["--working-size", "64"], ["--working-size", "16"]):
+        capsys.readouterr()
+        colorization.main(["--valid", *flags, *more])
+        losses.append(re.search(r"validation loss (\S+),", capsys.readouterr().out)[1])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_palette_fitted_to_an_album_is_found_again_at_any_working_size(photo_folder):
+    flags = ["--data", str(photo_folder), "-c", "3", "--checkpoint", "u.pkl"]
+    colorization.main([*flags, "-f", "2", "-b", "50", "-e", "1", "--working-size", "32"])
+    colorization.main(["--valid", *flags])
+    colorization.main(["--colorize", str(photo_folder / "0.png"), *flags])
+    colorization.main(["--colorize", str(photo_folder / "0.png"), *flags, "--working-size", "48"])

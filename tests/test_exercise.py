@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -31,11 +32,13 @@ def test_each_part_fails_by_itself_and_nothing_else_breaks(tmp_path):
     made, full = tmp_path / "made", tmp_path / "full"
     run(PROJECT, "docs/make_exercise.py", made)
     run(PROJECT, "docs/make_exercise.py", full, "--also", "conv", "quantizer", "evaluation", "step")
-    check_parts(made, ALL[4:])
-    check_parts(full, ALL)
-    assert "usage" in run(made, "colorization.py", "--help")
-    assert "validation mean squared error" in run(made, "color_regression.py", "--data", "sample", "-e", "1")
-    assert "saved" in run(made, "data.py", "--data", "sample", "--colors", "4", "--output", "p.npy")
+    regression = "color_regression.py", "--data", "sample", "-e", "1", "-f", "2", "-b", "200"
+    palette = "data.py", "--data", "sample", "--colors", "4", "--output", "p.npy"
+    with ThreadPoolExecutor(2) as pool:  # each is a process of its own
+        checks = [pool.submit(check_parts, made, ALL[4:]), pool.submit(check_parts, full, ALL)]
+        printed = [pool.submit(run, made, *command) for command in (regression, palette)]
+        assert all(check.result() is None for check in checks)
+    assert "validation mean squared error" in printed[0].result() and "saved" in printed[1].result()
     assert "not an empty folder" in run(PROJECT, "docs/make_exercise.py", made)
     readme = (made / "README.md").read_text()
     assert not list(made.rglob("*answer*")) and "answer" not in readme.split("##", 1)[1]

@@ -56,6 +56,7 @@ def test_every_number_has_its_range(cifar, fails, flag):
         (activations, ["a.png", "--category", "cat"], "--category", "an image file"),
         (color_regression, ["--seed", "3"], "--seed", "validation (training needs --epochs)"),
         (color_regression, ["--resume"], "--resume", "validation (training needs --epochs)"),
+        (color_regression, ["--valid", "--seed", "3"], "--seed", "validation (training needs --epochs)"),
         (color_regression, ["--valid", "-e", "3"], "--epochs", "--valid"),
         (color_regression, ["-e", "3", "--json", "m.json"], "--json", "training"),
         (colorization, ["--data", "sample", "--category", "cat"], "--category cat", "--data sample"),

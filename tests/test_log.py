@@ -407,3 +407,25 @@ def test_the_record_counts_the_epochs_done(tmp_path):
         assert (record["epochs_done"], record["seconds"]) == (epoch, 3.0 * epoch)
     with pytest.raises(UserError, match="seed was None and is now 0"):
         RunLog(content, {"epochs": 2, "learning_rate": 0.01, "seed": 0}, tmp_path).resume(lambda _: None)
+
+
+def test_a_state_whose_tensors_have_other_shapes_is_refused(cifar, small_palette, monkeypatch, fails):
+    """Also one that claims to be huge, whose values are never looked at."""
+    command = [*TINY, "-e", "2", "-c", str(small_palette)]
+    with monkeypatch.context() as patched:
+        stop_in_epoch(patched, 2, Stopped)
+        with pytest.raises(Stopped):
+            colorization.main(command)
+    path = Path("outputs/unet_k3_f2.state")
+    content = torch.load(path, weights_only=True)
+    optimizer = content["trainer"]["optimizer"]
+    for value in (torch.zeros(1), torch.zeros(()).expand(1 << 40), optimizer["exp_avg.0"].to(torch.complex64)):
+        damaged = content["trainer"] | {"optimizer": optimizer | {"exp_avg.0": value}}
+        torch.save(content | {"trainer": damaged}, path)
+        assert "exp_avg.0 has another shape or type" in fails(colorization.main, *command, "--resume")
+
+
+def test_the_palette_in_use_is_not_replaced(cifar, fails):
+    before = data.palette_path(24, "horse").read_bytes()
+    said = fails(colorization.main, "-e", "1", "-f", "1", "-b", "8", "--checkpoint", data.palette_path(24, "horse"))
+    assert "would replace" in said and data.palette_path(24, "horse").read_bytes() == before

@@ -85,7 +85,7 @@ def test_a_killed_process_ends_the_run(folder):
 def test_a_batch_that_does_not_divide_by_the_processes(folder, monkeypatch, fails):
     for processes in (3, 11):
         monkeypatch.setattr("utils.distributed.world_size", lambda processes=processes: processes)
-        said = f"--batch-size 10: not a multiple of the {processes} processes"
+        said = f"--batch-size 10: not a multiple of {processes} processes; use {9 if processes == 3 else 11}"
         assert said in fails(colorization.main, *FLAGS, "-e", "1")
     monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
     assert "only training runs in several processes" in fails(colorization.main, *DATA, "--valid")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import ImageDataset, ImageSource, subsample, to_gray, to_rgb
+from data import ImageDataset, ImageSource, subsample, to_gray
 from models import Network, device_of, predict
 from pictures.decoding import TEMPERATURE, apply_chroma, comparison_rows
 from pictures.metrics import measure, print_metrics
@@ -116,8 +116,8 @@ def measure_pictures(panels: dict[str, Tensor], label: str, source: ImageSource 
     panels = {name: panel for name, panel in panels.items() if name != "truth"}
     panels[f"{label}, over the gray"] = apply_chroma(panels[label], gray)
     if source:
-        mean = to_rgb(subsample(source.training_images())).mean((0, 2, 3)).view(1, 3, 1, 1)
-        panels["mean training color, over the gray"] = apply_chroma(mean, gray)
+        mean = subsample(source.training_images()).mean((0, 2, 3), dtype=torch.float32) / 256
+        panels["mean training color, over the gray"] = apply_chroma(mean.view(1, 3, 1, 1), gray)
     return measure(panels | {"truth": truth}, truth, perceptual=source is not None)
 
 

@@ -83,7 +83,8 @@ class Trainer:
         if config.batch_size > len(dataset):
             raise UserError(f"--batch-size {config.batch_size}: there are only {len(dataset):,} training images")
         if config.batch_size % processes:
-            raise UserError(f"--batch-size {config.batch_size}: not a multiple of the {processes} processes")
+            nearest = max(1, config.batch_size // processes) * processes
+            raise UserError(f"--batch-size {config.batch_size}: not a multiple of {processes} processes; use {nearest}")
         self.averaged_model, self.dataset, self.config = net, dataset, config
         self.device = device_of(net)
         self.dtype = choose_precision(config.precision, self.device)
@@ -173,8 +174,12 @@ class Trainer:
 
     def load_state_dict(self, state_dict: dict[str, dict]) -> None:
         """Restore what state_dict() returned. Raises KeyError, ValueError or RuntimeError if it does not fit."""
-        for part in self.state_dict():
-            check_values(state_dict[part])
+        for part, own in self.state_dict().items():
+            saved = {name: state_dict[part][name] for name in own}
+            for name, value in own.items():
+                if saved[name].shape != value.shape or saved[name].dtype != value.dtype:
+                    raise ValueError(f"{name} has another shape or type")
+            check_values(saved)
         self.averaged_model.load_state_dict(state_dict["averaged_model"])
         self.raw_model.load_state_dict(state_dict["model"])
         self.optimizer.load_state_dict(state_dict["optimizer"])
