@@ -1,5 +1,6 @@
 """Small data in the official formats, and a way to run a script as its user does."""
 
+import functools
 import hashlib
 import io
 import pickle
@@ -114,10 +115,17 @@ def small_palette(tmp_path):
     return path
 
 
+@functools.cache
+def trained_bytes():
+    """Return a UNet's checkpoint, trained in the first test that asks for one."""
+    colorization.main(["-f", "4", "-e", "1", "-b", "8", "-c", "palette.npy", "--checkpoint", "u.pkl"])
+    return Path("u.pkl").read_bytes()
+
+
 @pytest.fixture
 def trained(cifar, small_palette):
     """A UNet's checkpoint."""
-    colorization.main(["-f", "4", "-e", "1", "-b", "8", "-c", str(small_palette), "--checkpoint", "u.pkl"])
+    Path("u.pkl").write_bytes(trained_bytes())
     return Path("u.pkl")
 
 
