@@ -15,7 +15,7 @@ from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
 from training.evaluation import run_validation
 from training.log import RunLog, run_settings
-from training.loop import Trainer, TrainingConfig, run_training
+from training.loop import Trainer, TrainingConfig, config_from_flags, run_training
 from utils import distributed, flags
 from utils.checkpoint import load_network, new_network, pretrained_path
 from utils.console import run_script
@@ -55,8 +55,7 @@ def train(args: argparse.Namespace, source: ImageSource) -> None:
         net, checkpoint = new_network(None, args.seed, **flags.architecture_of(args))
     checkpoint = replace(checkpoint, data=str(source))
     train_set, valid_set = source.training_set(None, device), source.validation_set(None, device)
-    config = TrainingConfig(**{name: value for name, value in vars(args).items() if name in asdict(TrainingConfig())})
-    trainer = Trainer(net.to(device), train_set, config)
+    trainer = Trainer(net.to(device), train_set, config_from_flags(args))
     settings = run_settings(checkpoint, source, args.start_from) | trainer.settings()
     log = RunLog(checkpoint, settings, args.out_dir, args.checkpoint, inputs=[args.start_from, source.path])
     run_training(trainer, valid_set, log, args.resume, args.plot)

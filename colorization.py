@@ -13,12 +13,11 @@ from pathlib import Path
 from data import ImageSource, palette_file, palette_for
 from models import CLASSIFIERS, Network
 from pictures.colorize import colorize_files
-from pictures.decoding import TEMPERATURE
 from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
 from training.evaluation import run_validation
 from training.log import RunLog, run_settings
-from training.loop import Trainer, TrainingConfig, run_training
+from training.loop import Trainer, TrainingConfig, config_from_flags, run_training
 from utils import distributed, flags
 from utils.checkpoint import COLORS, WORKING_SIZE, Checkpoint, load_network, new_network, pretrained_path
 from utils.console import UserError, run_script
@@ -37,13 +36,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     group = parser.add_argument_group("loss")
     group.add_argument("--rebalance", action="store_true", help="give rare colors more weight (Zhang et al. 2016)")
     text = "add W times the squared error of the mean color's chroma to the loss"
-    flags.add_number(group, "--picture-weight", default=0.0, low=0, high=1e6, text=text, metavar="W")
+    flags.add_number(
+        group, "--picture-weight", default=defaults["picture_weight"], low=0, high=1e6, text=text, metavar="W"
+    )
 
     group = parser.add_argument_group("smooth prediction (the mean color under sharpened probabilities)")
     text = f"longer side of the copies of a photograph that the network sees, approximately ({WORKING_SIZE} pixels)"
     flags.add_number(group, "--working-size", low=4, high=512, text=text)
     text = "temperature of the softmax: lower values give bolder colors, higher values paler ones"
-    flags.add_number(group, "--temperature", default=TEMPERATURE, low=0.01, high=100, text=text, metavar="T")
+    flags.add_number(
+        group, "--temperature", default=defaults["temperature"], low=0.01, high=100, text=text, metavar="T"
+    )
     args = parser.parse_args(argv)
     mode = "--colorize" if args.colorize else "--valid" if args.valid else "training"
     flags.reject_unused_flags(parser, args, mode)
@@ -77,8 +80,7 @@ def train(args: argparse.Namespace) -> None:
     source = replace(source, working_size=checkpoint.working_size)
     train_set = source.training_set(checkpoint.palette, device)
     valid_set = source.validation_set(checkpoint.palette, device)
-    config = TrainingConfig(**{name: getattr(args, name) for name in asdict(TrainingConfig())})
-    trainer = Trainer(net.to(device), train_set, config)
+    trainer = Trainer(net.to(device), train_set, config_from_flags(args))
     settings = run_settings(checkpoint, source, args.start_from) | trainer.settings()
     inputs = args.start_from, source.path, palette_file(colors, source)
     log = RunLog(checkpoint, settings, args.out_dir, args.checkpoint, inputs)

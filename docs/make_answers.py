@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from models import CLASSIFIERS, MyConv2d, MyDilatedConv2d, predict, stage_output
 from pictures.decoding import comparison_rows
 from pictures.plots import new_figure, save, save_image_grid
 from training.log import RunLog, run_settings
-from training.loop import Trainer, TrainingConfig, run_training
+from training.loop import Trainer, config_from_flags, run_training
 from training.optim import MuonAdam
 from utils.checkpoint import file_name, load_network, new_network, pretrained_path
 from utils.console import print_table, run_script
@@ -253,8 +253,7 @@ def train_without(part, argv):
             return joined * (torch.arange(joined.shape[1]) < skip_from).view(1, -1, 1, 1)
 
         getattr(net, part).register_forward_pre_hook(zero_skip)
-    settings = {name: value for name, value in vars(args).items() if name in asdict(TrainingConfig())}
-    trainer = Trainer(net, source.training_set(checkpoint.palette, device), TrainingConfig(**settings))
+    trainer = Trainer(net, source.training_set(checkpoint.palette, device), config_from_flags(args))
     if part == "muon":
         trainer.optimizer = MuonAdam([], list(trainer.raw_model.parameters()))
     log = RunLog(checkpoint, run_settings(checkpoint, source, None) | trainer.settings(), args.out_dir)

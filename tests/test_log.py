@@ -200,14 +200,19 @@ def test_other_images_under_the_same_name_are_not_resumed_with(tmp_path, monkeyp
     assert "other settings: other images" in fails(colorization.main, *command, "--resume")
 
 
-def test_a_damaged_state_is_named(cifar, small_palette, monkeypatch, fails):
-    command = [*TINY, "-e", "2", "-c", str(small_palette)]
+@pytest.fixture
+def interrupted(cifar, small_palette, monkeypatch):
+    """A run that was stopped in its second epoch: its command, its training state and what that contains."""
+    command, path = [*TINY, "-e", "2", "-c", str(small_palette)], Path("outputs/unet_k3_f2.state")
     with monkeypatch.context() as patched:
         stop_in_epoch(patched, 2, Stopped)
         with pytest.raises(Stopped):
             colorization.main(command)
-    path = Path("outputs/unet_k3_f2.state")
-    content = torch.load(path, weights_only=True)
+    return command, path, torch.load(path, weights_only=True)
+
+
+def test_a_damaged_state_is_named(interrupted, fails):
+    command, path, content = interrupted
     weights = content["trainer"]["averaged_model"]
     spoilt = content["trainer"] | {"averaged_model": weights | {"finalconv.bias": weights["finalconv.bias"] * math.nan}}
     damages = [spoilt]
@@ -409,15 +414,9 @@ def test_the_record_counts_the_epochs_done(tmp_path):
         RunLog(content, {"epochs": 2, "learning_rate": 0.01, "seed": 0}, tmp_path).resume(lambda _: None)
 
 
-def test_a_state_whose_tensors_have_other_shapes_is_refused(cifar, small_palette, monkeypatch, fails):
+def test_a_state_whose_tensors_have_other_shapes_is_refused(interrupted, fails):
     """Also one that claims to be huge, whose values are never looked at."""
-    command = [*TINY, "-e", "2", "-c", str(small_palette)]
-    with monkeypatch.context() as patched:
-        stop_in_epoch(patched, 2, Stopped)
-        with pytest.raises(Stopped):
-            colorization.main(command)
-    path = Path("outputs/unet_k3_f2.state")
-    content = torch.load(path, weights_only=True)
+    command, path, content = interrupted
     optimizer = content["trainer"]["optimizer"]
     for value in (torch.zeros(1), torch.zeros(()).expand(1 << 40), optimizer["exp_avg.0"].to(torch.complex64)):
         damaged = content["trainer"] | {"optimizer": optimizer | {"exp_avg.0": value}}

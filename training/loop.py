@@ -4,7 +4,8 @@ import copy
 import hashlib
 import math
 import time
-from dataclasses import asdict, dataclass
+from argparse import Namespace
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
@@ -37,6 +38,12 @@ class TrainingConfig:
     rebalance: bool = False  # give rare colors more weight in the loss
     picture_weight: float = 0.0  # weight of the decoded colors' squared error in the loss
     temperature: float = TEMPERATURE  # of the softmax that decodes them
+
+
+def config_from_flags(args: Namespace) -> TrainingConfig:
+    """Return the settings that a script's flags name; those that it has no flag for keep their defaults."""
+    names = {field.name for field in fields(TrainingConfig)}
+    return TrainingConfig(**{name: value for name, value in vars(args).items() if name in names})
 
 
 def run_training(

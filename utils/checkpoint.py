@@ -193,11 +193,9 @@ def pretrained_path(photographs: bool = False, **architecture: Any) -> Path:
 
     With `photographs`, and no architecture named, it is the network that was trained on photographs.
     """
-    name = (
-        PHOTOGRAPH_WEIGHTS
-        if photographs and not any(architecture.values())
-        else file_name(**with_defaults(architecture))
-    )
+    name = file_name(**with_defaults(architecture))
+    if photographs and not any(architecture.values()):
+        name = PHOTOGRAPH_WEIGHTS
     path = PROJECT / "weights" / name
     if not path.exists():
         raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file with --checkpoint")
