@@ -5,7 +5,6 @@ python activations.py photo.jpg                                     feature maps
 python activations.py 3 --checkpoint outputs/cnn_k3_f32.pkl         feature maps of a network that you trained
 """
 
-import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,7 +20,14 @@ from utils.checkpoint import load_network, pretrained_path
 from utils.console import UserError, run_script
 from utils.distributed import choose_device
 from utils.files import check_targets
-from utils.flags import add_image_flags, add_network_flags, add_output_flags, architecture_of, reject_unused_flags
+from utils.flags import (
+    Parser,
+    add_image_flags,
+    add_network_flags,
+    add_output_flags,
+    architecture_of,
+    reject_unused_flags,
+)
 
 
 def is_number(name: str) -> bool:
@@ -33,14 +39,14 @@ def load_image(name: str, source: ImageSource) -> tuple[Tensor, str]:
     """Return (an image, uint8 (1, 3, 32, 32), its name), given the index of a test image or an image file."""
     if not is_number(name):
         return load_square(Path(name))[None], Path(name).stem
-    images, number = source.validation_images(), int(name)
-    if not 0 <= number < len(images):
-        raise UserError(f"there is no test image {number}: indices run from 0 to {len(images) - 1}")
-    return images[number, None], name
+    images = source.validation_images()
+    if len(name) > 9 or not 0 <= int(name) < len(images):
+        raise UserError(f"there is no test image {name:.20}: indices run from 0 to {len(images) - 1}")
+    return images[int(name), None], name
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("image", metavar="N|FILE", help="index of a test image, counted from 0, or an image file")
     add_network_flags(parser, "file to load (default: the shipped weights)", NETWORKS)
     add_image_flags(parser, asdict(ImageSource()), CLASSES)

@@ -22,7 +22,7 @@ from utils.console import run_script
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.Parser(__doc__)
     flags.add_action_flags(parser, default="validate; with -e: train")
     flags.add_network_flags(parser, "file to save; without -e: file to load (default: the shipped weights)")
     defaults = asdict(ImageSource()) | asdict(TrainingConfig(epochs=0))
@@ -56,7 +56,7 @@ def train(args: argparse.Namespace, source: ImageSource) -> None:
     checkpoint = replace(checkpoint, data=str(source))
     train_set, valid_set = source.training_set(None, device), source.validation_set(None, device)
     trainer = Trainer(net.to(device), train_set, config_from_flags(args))
-    settings = run_settings(checkpoint, source, args.start_from) | trainer.settings()
+    settings = run_settings(checkpoint, source, args.start_from, valid_set) | trainer.settings()
     log = RunLog(checkpoint, settings, args.out_dir, args.checkpoint, inputs=[args.start_from, source.path])
     run_training(trainer, valid_set, log, args.resume, args.plot)
     distributed.cleanup()

@@ -25,7 +25,7 @@ from utils.files import check_writable
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.Parser(__doc__)
     text = "color these image files, and all images in these folders; write the results to --out-dir"
     flags.add_action_flags(parser).add_argument("--colorize", nargs="+", type=Path, metavar="PATH", help=text)
     weights = "file to save; with --valid or --colorize: file to load (default: the shipped weights)"
@@ -47,6 +47,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     flags.add_number(
         group, "--temperature", default=defaults["temperature"], low=0.01, high=100, text=text, metavar="T"
     )
+    text = "with --colorize: multiply the colors by S; 0 is gray"
+    flags.add_number(group, "--saturation", default=1.0, low=0, high=5, text=text, metavar="S")
     args = parser.parse_args(argv)
     mode = "--colorize" if args.colorize else "--valid" if args.valid else "training"
     flags.reject_unused_flags(parser, args, mode)
@@ -77,11 +79,11 @@ def train(args: argparse.Namespace) -> None:
         net, checkpoint = new_network(palette, args.seed, **flags.architecture_of(args))
         checkpoint = replace(checkpoint, working_size=args.working_size or checkpoint.working_size)
     checkpoint = replace(checkpoint, data=str(source))
-    source = replace(source, working_size=checkpoint.working_size)
+    source = replace(source, working_size=checkpoint.working_size, crop_size=net.training_size)
     train_set = source.training_set(checkpoint.palette, device)
     valid_set = source.validation_set(checkpoint.palette, device)
     trainer = Trainer(net.to(device), train_set, config_from_flags(args))
-    settings = run_settings(checkpoint, source, args.start_from) | trainer.settings()
+    settings = run_settings(checkpoint, source, args.start_from, valid_set) | trainer.settings()
     inputs = args.start_from, source.path, palette_file(colors, source)
     log = RunLog(checkpoint, settings, args.out_dir, args.checkpoint, inputs)
     run_training(trainer, valid_set, log, args.resume, args.plot)
@@ -93,7 +95,7 @@ def validate(args: argparse.Namespace) -> None:
     source = image_source(args)
     path = args.checkpoint or pretrained_path(photographs=source.is_album, **flags.architecture_of(args))
     net, checkpoint = load(args, path, source)
-    source = replace(source, working_size=checkpoint.working_size)
+    source = replace(source, working_size=checkpoint.working_size, crop_size=net.training_size)
     inputs = path, palette_file(args.colors, source)
     run_validation(net.to(device), checkpoint, source, args.out_dir, args.temperature, args.json, inputs)
 
@@ -104,7 +106,7 @@ def colorize(args: argparse.Namespace) -> None:
     path = args.checkpoint or pretrained_path(photographs=True, **flags.architecture_of(args))
     net, checkpoint = load(args, path, ImageSource(args.data, args.category, args.holdout))
     print(checkpoint)
-    colorize_files(args.colorize, args.out_dir, net.to(device), checkpoint, args.temperature)
+    colorize_files(args.colorize, args.out_dir, (net.to(device), checkpoint), args.saturation, args.temperature)
 
 
 def image_source(args: argparse.Namespace) -> ImageSource:

@@ -6,7 +6,7 @@ the mean of R, G and B; a pixel's label is its nearest palette color in RGB.
     python data.py --colors 24      fits a palette to all training pixels
 """
 
-import argparse
+import hashlib
 import io
 import math
 import os
@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sources.cifar10 import CLASSES, FOLDER, contains_cifar10, load_cifar10
+from sources.cifar10 import CLASSES, FOLDER, SIZE, contains_cifar10, load_cifar10
 from sources.image_files import GAMMAS, array_images, folder_photographs, random_crops, sample_photographs
 from utils.checkpoint import COLORS, WORKING_SIZE, check_palette
 from utils.console import UserError, run_script
 from utils.files import PROJECT, atomic_write, check_targets, report_read_errors
-from utils.flags import add_image_flags, add_number
+from utils.flags import Parser, add_image_flags, add_number
 from utils.unpickling import unpickle
 
 STARTS = 8  # random starts of k-means
@@ -32,12 +32,13 @@ MAX_SCANNED_IMAGES = 50_000  # larger data sets are sampled before training, not
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where images come from; those to train on and those to validate on, each uint8 (N, 3, 32, 32)."""
+    """Where images come from; those to train on and those to validate on, each uint8 (N, 3, H, W)."""
 
     location: str = "cifar10"  # or "sample", a folder of photographs or of CIFAR-10, or an .npy file
     category: str = "horse"  # of CIFAR-10, or "all"
     holdout: int = 0  # training images of each class to validate on, instead of the test images
     working_size: int = WORKING_SIZE  # of photographs
+    crop_size: int = SIZE  # height and width of the crops that are taken from them
 
     @property
     def path(self) -> Path | None:
@@ -51,7 +52,8 @@ class ImageSource:
         """The folder of CIFAR-10, or None for another source."""
         if self.location == "cifar10":
             return Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10").expanduser()
-        return Path(self.location) if self.location != "sample" and contains_cifar10(self.location) else None
+        folder = Path(self.location).parent if Path(self.location).name == FOLDER else Path(self.location)
+        return folder if self.location != "sample" and contains_cifar10(folder) else None
 
     @property
     def is_album(self) -> bool:
@@ -92,7 +94,7 @@ class ImageSource:
                 raise UserError(f"--holdout has no effect with --data {self.location}; remove it")
             photographs = self.photographs(train)
             count = max(MIN_CROPS if train else MIN_CROPS // 10, len(photographs))
-            images = random_crops(photographs, self.working_size, count, seed=0)
+            images = random_crops(photographs, self.crop_size, self.working_size, count, seed=0)
         else:
             raise UserError(f"--data {self.location}: not cifar10, sample, a folder of images or an .npy file")
         return images, torch.zeros((), dtype=torch.int64).expand(len(images))
@@ -166,6 +168,10 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def sha256(self) -> str:
+        """Return a checksum of the images."""
+        return hashlib.sha256(subsample(self.images).cpu().numpy().tobytes()).hexdigest()
+
     @property
     def is_classification(self) -> bool:
         """Whether targets are labels of palette colors, not RGB."""
@@ -194,7 +200,8 @@ class Album(ImageDataset):
 
     def start_epoch(self, seed: int) -> None:
         """Crop the photographs anew, as often as before."""
-        self.set_images(random_crops(self.photographs, self.working_size, len(self), seed, GAMMAS))
+        size = self.images.shape[-1]
+        self.set_images(random_crops(self.photographs, size, self.working_size, len(self), seed, GAMMAS))
 
 
 def pack_rgb(images: Tensor) -> Tensor:
@@ -240,17 +247,20 @@ def label_table(images: Tensor, palette: np.ndarray) -> Tensor:
     return table
 
 
-def fit_palette(images: Tensor, num_colors: int, seed: int = 0) -> tuple[np.ndarray, float]:
+def fit_palette(images: Tensor, num_colors: int, seed: int = 0, chroma: bool = False) -> tuple[np.ndarray, float]:
     """Fit a palette to all pixels of uint8 images by k-means: ((K, 3) float64, mean distance).
 
-    The best of STARTS random starts is kept. Colors are sorted from dark to light, by R + G + B. Raises
-    UserError if the images have too few colors.
+    The best of STARTS random starts is kept. Colors are sorted from dark to light, by R + G + B. With `chroma`, the
+    gray of every pixel is first made 1/2, and so is that of every color: nearest is then what has the nearest chroma.
+    Raises UserError if the images have too few colors.
     """
     from sklearn.cluster import KMeans  # slow to import, and seldom needed
     from threadpoolctl import threadpool_limits
 
     counts = torch.zeros(1 << 24, dtype=torch.int64)
     for part in images.split(8192):
+        if chroma:
+            part = (part - part.float().mean(1, keepdim=True) + 128).round().clamp(0, 255).byte()
         counts += torch.bincount(pack_rgb(part).flatten(), minlength=1 << 24)
     codes = counts.nonzero()[:, 0]
     counts = counts[codes]
@@ -260,6 +270,8 @@ def fit_palette(images: Tensor, num_colors: int, seed: int = 0) -> tuple[np.ndar
     kmeans = KMeans(num_colors, random_state=seed, n_init=STARTS, max_iter=1000, tol=1e-7)
     with threadpool_limits(1, "openmp"):  # several threads sum in varying order, and so give varying palettes
         palette = kmeans.fit(colors, sample_weight=counts.numpy()).cluster_centers_
+    if chroma:
+        palette += 0.5 - palette.mean(1, keepdims=True)
     palette = palette[np.argsort(palette.sum(1), kind="stable")]
     return palette, np.average(nearest_color(colors, palette)[1], weights=counts.numpy())
 
@@ -269,7 +281,7 @@ def load_palette(path: Path) -> np.ndarray:
 
     Raises UserError unless it is a plain .npy array, or the handout's [palette, distortion], pickled by Python 2.
     """
-    with report_read_errors(path, "palette", "fit one with: python data.py --colors 24"):
+    with report_read_errors(path, "palette", "fit one with: python data.py --colors 24", most=1 << 20):
         content = Path(path).read_bytes()
         if b"'|O'" in content[:128]:  # the header, whose line the pickle follows
             return check_palette(unpickle(io.BytesIO(content.partition(b"\n")[2])).array[0].array)
@@ -289,8 +301,8 @@ def palette_file(colors: str | None, source: ImageSource) -> Path | None:
     """
     if colors is None or not colors.isdecimal():
         return Path(colors) if colors else None
-    if not 2 <= int(colors) <= 256:
-        raise UserError(f"--colors {colors}: 2 to 256 colors are supported")
+    if len(colors) > 3 or not 2 <= int(colors) <= 256:
+        raise UserError(f"--colors {colors:.20}: 2 to 256 colors are supported")
     shipped = palette_path(int(colors), source.category)
     return shipped if source.cifar10_folder and shipped.exists() else None
 
@@ -306,9 +318,11 @@ def palette_for(colors: str, source: ImageSource, seed: int = 0) -> np.ndarray:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description="Fit a palette to all training pixels by k-means.")
+    parser = Parser("Fit a palette to all training pixels by k-means.")
     add_number(parser, "-c", "--colors", default=COLORS, low=2, high=256, text="number of colors", metavar="K")
     add_number(parser, "-s", "--seed", default=0, low=0, high=2**32 - 1, text="seed of k-means")
+    text = "tell colors apart by their chroma alone, whatever their gray"
+    parser.add_argument("--chroma", action="store_true", help=text)
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="file to write or replace (default: color/color_kmeansK_cat*.npy)"
     )
@@ -320,7 +334,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--data {args.data} needs --output FILE: color/ contains only palettes of CIFAR-10")
     output = args.output or palette_path(args.colors, args.category)
     check_targets([output], [source.path])
-    palette, distance = fit_palette(subsample(source.training_images()), args.colors, args.seed)
+    palette, distance = fit_palette(subsample(source.training_images()), args.colors, args.seed, args.chroma)
     with atomic_write(output) as file:
         np.save(file, palette, allow_pickle=False)
     print(f"mean distance from a pixel to its palette color: {distance:.5f} (RGB in [0, 1))")

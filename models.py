@@ -83,6 +83,8 @@ class Network(nn.Module):
         """The number that height and width must be multiples of: 2 for each max-pooling."""
         return 2 ** sum(isinstance(layer, nn.MaxPool2d) for layer in self.modules())
 
+    training_size = 32  # height and width of the images to train on
+
     def check_size(self, x: Tensor) -> None:
         """Raise ValueError unless height and width of images can be halved evenly."""
         (height, width), multiple = x.shape[-2:], self.size_multiple
@@ -170,11 +172,48 @@ class DilatedUNet(UNet):
     bottleneck = MyDilatedConv2d
 
 
+class DeepUNet(Network):
+    """UNet's idea, four times: gray (N, 1, H, W) -> logits (N, num_colors, H, W).
+
+    It sees the whole of a small photograph at once, and so has a chance to know what is on it.
+    """
+
+    training_size = 64
+
+    def __init__(self, kernel: int, num_filters: int, num_colors: int):
+        super().__init__()
+        f = num_filters
+        self.downconv1 = down_block(MyConv2d(1, f, kernel))
+        self.downconv2 = down_block(MyConv2d(f, 2 * f, kernel))
+        self.downconv3 = down_block(MyConv2d(2 * f, 4 * f, kernel))
+        self.downconv4 = down_block(MyConv2d(4 * f, 8 * f, kernel))
+        self.rfconv = conv_block(MyConv2d(8 * f, 8 * f, kernel))
+        self.upconv1 = up_block(MyConv2d(8 * f + 8 * f, 4 * f, kernel))
+        self.upconv2 = up_block(MyConv2d(4 * f + 4 * f, 2 * f, kernel))
+        self.upconv3 = up_block(MyConv2d(2 * f + 2 * f, f, kernel))
+        self.upconv4 = up_block(MyConv2d(f + f, f, kernel))
+        self.finalconv = MyConv2d(f + 1, num_colors, kernel)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 1, 64, 64)
+        self.check_size(x)
+        down1 = self.downconv1(x)  # (N, f, 32, 32)
+        down2 = self.downconv2(down1)  # (N, 2f, 16, 16)
+        down3 = self.downconv3(down2)  # (N, 4f, 8, 8)
+        down4 = self.downconv4(down3)  # (N, 8f, 4, 4)
+        middle = self.rfconv(down4)  # (N, 8f, 4, 4)
+        up1 = self.upconv1(torch.cat([middle, down4], dim=1))  # (N, 4f, 8, 8)
+        up2 = self.upconv2(torch.cat([up1, down3], dim=1))  # (N, 2f, 16, 16)
+        up3 = self.upconv3(torch.cat([up2, down2], dim=1))  # (N, f, 32, 32)
+        up4 = self.upconv4(torch.cat([up3, down1], dim=1))  # (N, f, 64, 64)
+        return self.finalconv(torch.cat([up4, x], dim=1))  # (N, K, 64, 64)
+
+
 NETWORKS: dict[str, tuple[type[Network], str]] = {  # name: (class, first part of its files' names)
     "RegressionCNN": (RegressionCNN, "regression_cnn"),
     "CNN": (CNN, "cnn"),
     "UNet": (UNet, "unet"),
     "DUNet": (DilatedUNet, "dunet"),
+    "DeepUNet": (DeepUNet, "deep_unet"),
 }
 CLASSIFIERS = [name for name in NETWORKS if name != "RegressionCNN"]  # those that predict palette colors
 

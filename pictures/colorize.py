@@ -7,12 +7,14 @@ import contextlib
 import os
 import re
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 from tqdm import tqdm
@@ -21,10 +23,10 @@ from data import to_gray, to_rgb
 from models import Network, predict
 from pictures.decoding import TEMPERATURE, apply_chroma, decode_annealed_mean
 from pictures.plots import save_image_grid
-from sources.image_files import list_image_files, read_image, to_tensor
-from utils.checkpoint import Checkpoint
+from sources.image_files import list_image_files, read_image, to_srgb, to_tensor
+from utils.checkpoint import Checkpoint, load_network, pretrained_path
 from utils.console import UserError
-from utils.files import atomic_write, new_file
+from utils.files import atomic_write, check_writable
 
 CHROMA_GAIN = 1.15  # a little more than for small pictures: enlarging takes some of the color
 COPY_SCALES = (0.75, 1.25)  # longer side of the copies that the network sees, as multiples of the working size
@@ -33,6 +35,46 @@ EPSILON = 1e-3  # variance of the gray above which the guided filter takes a dif
 STRIP = 1 << 20  # pixels colored at a time
 SHEET = 6  # images on before_and_after.png
 THUMBNAIL = 320  # longer side of each of them, in pixels
+JPEG_SIDE = 65_500  # pixels, the most that a JPEG can have
+METADATA = 60_000  # bytes of each kind of metadata that a JPEG can have
+PROCESSING_SOFTWARE = 11  # the EXIF tag in which a result records what it was made from
+
+
+@lru_cache
+def photograph_network() -> tuple[Network, Checkpoint]:
+    """Return the shipped network for photographs, and its Checkpoint. Raises UserError if it is not there."""
+    return load_network(pretrained_path(photographs=True))
+
+
+def colorize(
+    image: Image.Image,
+    network: tuple[Network, Checkpoint] | None = None,
+    saturation: float = 1.0,
+    temperature: float = TEMPERATURE,
+) -> Image.Image:
+    """Return a colored copy of a Pillow image of any mode: RGB, or RGBA if it has transparent parts.
+
+    `network` is what load_network() returns, by default the shipped network for photographs. `saturation`
+    multiplies the colors: 0 leaves the image gray, 1 is what the network predicts.
+    """
+    rgb, alpha = to_srgb(image)
+    return colorize_rgb(rgb, alpha, network or photograph_network(), saturation, temperature)
+
+
+def colorize_rgb(
+    image: Image.Image,
+    alpha: Image.Image | None,
+    network: tuple[Network, Checkpoint],
+    saturation: float,
+    temperature: float,
+) -> Image.Image:
+    """Return a colored copy of what to_srgb() returned; the other arguments are those of colorize()."""
+    net, checkpoint = network
+    chroma, gray = predict_chroma(net, checkpoint.palette, image, checkpoint.working_size, temperature)
+    colored = colorize_full_size(saturation * chroma, gray, image)
+    if alpha:
+        colored.putalpha(alpha)
+    return colored
 
 
 def small_gray(image: Image.Image, longer_side: float, multiple: int) -> Tensor:
@@ -86,7 +128,7 @@ def colorize_full_size(chroma: Tensor, gray: Tensor, image: Image.Image) -> Imag
     colored = np.empty((height, width, 3), np.uint8)
 
     def color_rows(top: int, bottom: int) -> None:
-        full_gray = to_gray(to_tensor(image.crop((0, top, width, bottom))))
+        full_gray = to_gray(to_tensor(image.crop((0, top, width, bottom)))) * 256 / 255  # white is 1
         box = (0, top * scale, gray.shape[3], bottom * scale)
         size = width, bottom - top
         enlarged = np.stack([np.array(plane.resize(size, Image.Resampling.BICUBIC, box=box)) for plane in planes])
@@ -94,7 +136,7 @@ def colorize_full_size(chroma: Tensor, gray: Tensor, image: Image.Image) -> Imag
         colors = slope * full_gray + offset
         colors = torch.cat([colors, -colors.sum(1, keepdim=True)], 1)
         strip = apply_chroma(colors, full_gray)[0]  # (3, rows, width)
-        colored[top:bottom] = strip.mul_(256).round_().clamp_(0, 255).byte().permute(1, 2, 0)
+        colored[top:bottom] = strip.mul_(255).round_().clamp_(0, 255).byte().permute(1, 2, 0)
 
     rows = max(1, STRIP // width)  # per strip, so that a large photograph takes little memory
     tops = range(0, height, rows)
@@ -103,32 +145,60 @@ def colorize_full_size(chroma: Tensor, gray: Tensor, image: Image.Image) -> Imag
     return Image.fromarray(colored)
 
 
-def kept_metadata(info: dict) -> dict:
-    """Return what a colored image keeps of its source's `info`, as arguments of Image.save(), without the thumbnail."""
-    kept = {}
+def kept_metadata(info: dict, mark: str) -> dict:
+    """Return what a colored image keeps of its source's `info`, as arguments of Image.save(), without the thumbnail.
+
+    Those are resolution, EXIF data, XMP data and comments. The mark is added to the EXIF data.
+    """
+    kept: dict = {}
     if all(1 <= value < 1 << 16 for value in info.get("dpi", [0])):  # what a JPEG can store; NaN in a broken TIFF
         kept["dpi"] = info["dpi"]
-    profile, most = info.get("icc_profile") or b"", 60_000  # bytes; a JPEG takes no more
-    if profile[16:20] == b"RGB " and len(profile) < most:  # else of gray or of printing colors
-        kept["icc_profile"] = profile
+    exif = Image.Exif()
     with contextlib.suppress(Exception):  # broken metadata may raise anything
-        exif = Image.Exif()
         exif.load(info["exif"])
-        if len(exif.tobytes()) < most:
-            kept["exif"] = exif.tobytes()
-    return kept
+        if len(exif.tobytes()) > METADATA:
+            exif = Image.Exif()
+    exif[PROCESSING_SOFTWARE] = mark
+    text = PngImagePlugin.PngInfo()
+    for key, value in info.items():
+        if isinstance(value, str) and len(value) < METADATA and not key.startswith("XML:"):
+            text.add_itxt(key, value)
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
+    xmp = xmp.encode() if isinstance(xmp, str) else xmp
+    if 0 < len(xmp) < METADATA:
+        kept["xmp"] = xmp
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
+    if 0 < len(info.get("comment") or b"") < METADATA:
+        kept["comment"] = info["comment"]
+    return kept | {"exif": exif.tobytes(), "pnginfo": text}
 
 
-def save_image(folder: Path, source: Path, image: Image.Image, alpha: Image.Image | None, info: dict) -> Path:
-    """Write a colored image under a new name, as JPEG if its source is one without transparency, else as PNG."""
-    as_jpeg = source.suffix.lower() in (".jpg", ".jpeg") and alpha is None
-    settings: dict = {"format": "JPEG", "quality": 93} if as_jpeg else {"format": "PNG", "compress_level": 1}
-    if alpha is not None:
-        image.putalpha(alpha)
-    path = folder / f"{source.stem}_colored.{'jpg' if as_jpeg else 'png'}"
-    with new_file(path) as unique, atomic_write(unique) as file:
-        image.save(file, **settings, **kept_metadata(info))
-    return unique
+def fingerprint(checkpoint: Checkpoint) -> int:
+    """Return a checksum of a network's weights."""
+    return zlib.crc32(b"".join(value.cpu().contiguous().numpy().tobytes() for value in checkpoint.state_dict.values()))
+
+
+def save_image(path: Path, image: Image.Image, info: dict, mark: str) -> None:
+    """Write a colored image, as JPEG or PNG by its path's ending. Raises UserError if that fails."""
+    check_writable(path)
+    settings: dict = {"quality": 93} if path.suffix == ".jpg" else {"compress_level": 1}
+    with atomic_write(path) as file:
+        image.save(file, "JPEG" if path.suffix == ".jpg" else "PNG", **settings, **kept_metadata(info, mark))
+
+
+def result_path(folder: Path, source: Path, as_jpeg: bool, mark: str) -> tuple[Path, bool]:
+    """Return where the colored image of a source goes, numbered if that name is taken; and whether it is there already.
+
+    It is if a file there has the same mark, which says what it was made from.
+    """
+    number, path = 1, folder / f"{source.stem}_colored.{'jpg' if as_jpeg else 'png'}"
+    while path.exists():
+        with contextlib.suppress(Exception), Image.open(path) as result:  # it may be any file
+            if result.getexif().get(PROCESSING_SOFTWARE) == mark:
+                return path, True
+        number += 1
+        path = folder / f"{source.stem}_colored_{number}{path.suffix}"
+    return path, False
 
 
 def thumbnail(image: Image.Image) -> Tensor:
@@ -138,28 +208,53 @@ def thumbnail(image: Image.Image) -> Tensor:
     return to_rgb(to_tensor(image))[0]
 
 
-def is_result(file: Path, folder: Path) -> bool:
-    """Return whether a file in `folder`, which may lie inside a folder to color, is an earlier result."""
-    named = re.fullmatch(r".*_colored(_\d+)?|before_and_after(_\d+)?", file.stem)
-    return bool(named) and file.parent.resolve() == folder.resolve()
+def list_sources(paths: list[Path], folder: Path) -> list[tuple[Path, Path]]:
+    """Return the files to color, and for each the folder of its result: `folder`, or one as deep in it as the file is.
+
+    Earlier results are left out, since `folder` may lie inside a folder to color. Raises UserError if there are none.
+    """
+    sources = []
+    for path in paths:
+        for file in list_image_files(path):
+            named = re.fullmatch(r".*_colored(_\d+)?|before_and_after", file.stem)
+            if file == path:
+                sources.append((file, folder))
+            elif not (named and folder.resolve() in file.resolve().parents):
+                sources.append((file, folder / file.parent.relative_to(path)))
+    if not sources:
+        raise UserError(f"no images found in {', '.join(map(str, paths))}")
+    return sources
 
 
 def colorize_files(
-    paths: list[Path], folder: Path, net: Network, checkpoint: Checkpoint, temperature: float = TEMPERATURE
+    paths: list[Path],
+    folder: Path,
+    network: tuple[Network, Checkpoint],
+    saturation: float = 1.0,
+    temperature: float = TEMPERATURE,
 ) -> None:
     """Color image files, and the images in folders, into `folder`; add a sheet of the first six.
 
-    Files that cannot be read are reported and skipped; a UserError at the end says how many.
+    What is there already, from the same file and with the same settings, is left. Files that cannot be read are
+    reported and skipped; a UserError at the end says how many.
     """
-    files = [file for path in paths for file in list_image_files(path) if file == path or not is_result(file, folder)]
+    sources = list_sources(paths, folder)
+    settings = f"{fingerprint(network[1])} {saturation:g} {temperature:g}"
     pairs: list[tuple[Tensor, Tensor]] = []
-    failed = 0
-    for file in tqdm(files, unit="image", leave=False, disable=None):
+    failed = left = 0
+    for file, target in tqdm(sources, unit="image", leave=False, disable=None):
         try:
             image, alpha = read_image(file)
-            settings = checkpoint.palette, image, checkpoint.working_size, temperature
-            colored = colorize_full_size(*predict_chroma(net, *settings), image)
-            tqdm.write(f"saved {save_image(folder, file, colored, alpha, image.info)}")
+            mark = f"colorization.py {zlib.crc32(file.read_bytes())} {settings}"
+            as_jpeg = file.suffix.lower() in (".jpg", ".jpeg") and alpha is None and max(image.size) <= JPEG_SIDE
+            path, is_there = result_path(target, file, as_jpeg, mark)
+            if is_there:
+                left += 1
+                continue
+            colored = colorize_rgb(image, alpha, network, saturation, temperature)
+            save_image(path, colored, image.info, mark)
+            os.utime(path, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))  # it keeps the date of its source
+            tqdm.write(f"saved {path}")
         except UserError as error:
             failed += 1
             tqdm.write(str(error), file=sys.stderr)
@@ -167,14 +262,17 @@ def colorize_files(
         if len(pairs) < SHEET:
             pairs.append((thumbnail(image), thumbnail(colored)))
     if pairs:
-        before, after = zip(*pairs)
-        rows = {"gray": [picture.mean(0, keepdim=True) for picture in before], "after": after}
-        if any((picture - picture.mean(0)).abs().max() > 0.03 for picture in before):
-            rows = {"before": before} | rows  # not for old photographs, which are gray
-        with new_file(folder / "before_and_after.png") as path:
-            save_image_grid(path, "before and after", rows)
-        print(f"saved {path}")
-    if not files:
-        raise UserError(f"no images found in {', '.join(map(str, paths))}")
+        save_sheet(folder / "before_and_after.png", pairs)
+    print(f"{len(sources) - failed - left} images colored" + (f"; {left} were colored before" if left else ""))
     if failed:
-        raise UserError(f"{failed} of {len(files)} images could not be colored")
+        raise UserError(f"{failed} of {len(sources)} images could not be colored")
+
+
+def save_sheet(path: Path, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Write pictures before and after coloring, and their gray between the two unless all were gray."""
+    before, after = zip(*pairs)
+    rows = {"gray": [picture.mean(0, keepdim=True) for picture in before], "after": after}
+    if any((picture - picture.mean(0)).abs().max() > 0.03 for picture in before):
+        rows = {"before": before} | rows  # not for old photographs, which are gray
+    save_image_grid(path, "before and after", rows)
+    print(f"saved {path}")

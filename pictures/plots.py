@@ -1,6 +1,7 @@
 """The pictures that the scripts write: grids of images, training curves, feature maps."""
 
 import math
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 def new_figure(**settings: Any) -> "Figure":
     """Return an empty figure. Importing matplotlib takes half a second, so it happens here, not at start-up."""
+    os.environ.pop("MPLBACKEND", None)  # figures are only written to files; a notebook's backend may not be importable
     from matplotlib.figure import Figure
 
     return Figure(**settings)

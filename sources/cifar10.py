@@ -6,6 +6,7 @@ import os
 import socket
 import tarfile
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def load_cifar10(data_dir: Path, categories: list[str], train: bool) -> tuple[to
 def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return a batch file's images, uint8 (10000, 3072), and labels, (10000,). Raises UserError unless it has those."""
     with (
-        report_read_errors(path, "batch of CIFAR-10", f"delete {path.parent} to download it again"),
+        report_read_errors(path, "batch of CIFAR-10", f"delete {path.parent} to download it again", most=1 << 26),
         open(path, "rb") as file,
     ):
         batch = unpickle(file)
@@ -76,7 +77,7 @@ def batches_folder(data_dir: Path) -> Path:
 
 def download(url: str, path: Path, sha256: str) -> None:
     """Download `url` to `path`, which appears only if the content has this SHA-256. Raises UserError."""
-    timeout = socket.getdefaulttimeout()
+    timeout, is_new = socket.getdefaulttimeout(), not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         socket.setdefaulttimeout(TIMEOUT)
@@ -87,6 +88,9 @@ def download(url: str, path: Path, sha256: str) -> None:
         raise UserError(f"CIFAR-10 is not in {path.parent} and cannot be downloaded ({reason}); {hint}") from error
     finally:
         socket.setdefaulttimeout(timeout)
+        with suppress(OSError):  # it has content unless the download failed
+            if is_new:
+                path.parent.rmdir()
 
 
 def unpack(archive: Path, folder: Path, sha256: str) -> None:

@@ -1,14 +1,19 @@
 """Image files: photographs in any format, folders, arrays, and two photographs that come with scikit-learn."""
 
 import contextlib
+import io
 import os
 import threading
+import warnings
+import zlib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
@@ -16,55 +21,136 @@ from sources.cifar10 import SIZE
 from utils.console import UserError
 from utils.files import report_read_errors
 
-FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TGA", "TIFF", "WEBP")  # none runs a program
-MAX_PIXELS = 80_000_000  # of an image, which keeps the process under 2 GB
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")  # none runs a program
+UNREAD = {".heic", ".heif", ".jxl", ".psd", ".svg", ".eps", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # also pictures
+MAX_PIXELS, MAX_SIDE = 80_000_000, 100_000  # of an image, which keeps the process under 2 GB
 LARGE_IMAGES = threading.Lock()  # one at a time, so that threads do not fill the memory together
-KEPT_BYTES = 1 << 30  # of all of a folder's photographs together
-CROP_SCALES = (0.75, 2)  # longer side of the photograph that a crop is taken from, as multiples of the working size
+KEPT_BYTES = 2 << 30  # of all of a folder's photographs together
+CROP_SCALES = (0.75, 1.5)  # longer side of the photograph that a crop is taken from, as multiples of the working size
 GAMMAS = (0.67, 1.5)  # of the crops to learn from, which makes them darker or lighter
+SAMPLE_FORMAT, PHOTOMETRIC = 339, 262  # tags of TIFF files
 MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
 
 
+@lru_cache
+def readable_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that are read, with that of newer phones if pillow-heif is installed."""
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
+
+        register_heif_opener()
+        return (*FORMATS, "HEIF")
+    return FORMATS
+
+
 def list_image_files(path: str | Path) -> list[Path]:
-    """Return the image files in a folder and its subfolders, sorted, by extension; or the file itself."""
+    """Return the image files in a folder and its subfolders, sorted, by extension; or the file itself.
+
+    Warns of pictures in formats that are not read.
+    """
     path = Path(path)
     if not os.path.isdir(path):
         return [path]
-    extensions = {extension for extension, name in Image.registered_extensions().items() if name in FORMATS}
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in extensions and os.path.isfile(file))
+    formats = readable_formats()
+    extensions = {extension for extension, name in Image.registered_extensions().items() if name in formats}
+    files = sorted(file for file in path.rglob("*") if os.path.isfile(file))
+    left_out = [file.suffix.lower() for file in files if file.suffix.lower() in UNREAD - extensions]
+    if left_out:
+        kinds = ", ".join(sorted(set(left_out)))
+        warnings.warn(f"{path}: {len(left_out)} pictures are left out, whose format is not read: {kinds}")
+    return [file for file in files if file.suffix.lower() in extensions]
 
 
 def read_image(path: Path, size: int | None = None) -> tuple[Image.Image, Image.Image | None]:
-    """Return an image as a viewer shows it: (8-bit RGB, its alpha channel or None).
+    """Return the image of a file as to_srgb() does, the first one if there are several.
 
-    Applies the EXIF orientation, takes the first frame, and reduces 16 bits to the upper 8. With `size`, a JPEG is
-    decoded faster, at half, a quarter or an eighth of its size, but at least `size`. Raises UserError.
+    With `size`, a JPEG is decoded faster, at half, a quarter or an eighth of its size, but at least `size`. Raises
+    UserError.
     """
-    supported = f"supported formats: {', '.join(FORMATS)}, up to {MAX_PIXELS:,} pixels"
-    advice = supported if os.path.exists(path) else "check its name"
-    with report_read_errors(path, "picture", advice), Image.open(path, formats=FORMATS) as file:
-        if file.width * file.height > MAX_PIXELS:
-            raise ValueError(f"it has {file.width * file.height:,} pixels")
-        if file.info.get("progressive") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
-            raise ValueError(f"it has more than {MAX_SCANS} progressive scans")
-        if size and not file.info.get("progressive"):  # which takes all of its memory at any size
-            file.draft("RGB", (size, size))
-        with LARGE_IMAGES if file.width * file.height > MAX_PIXELS / 8 else contextlib.nullcontext():
-            image = ImageOps.exif_transpose(file)
-            alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-            return to_uint8(image).convert("RGB"), alpha
+    formats = readable_formats()
+    supported = f"supported formats: {', '.join(formats)}, up to {MAX_PIXELS:,} pixels and {MAX_SIDE:,} on a side"
+    with contextlib.ExitStack() as files:
+        with report_read_errors(path, "picture", supported if os.path.exists(path) else "check its name"):
+            # by its stream, since from its name Pillow 13 scrambles TIFFs that are turned by a quarter
+            file = files.enter_context(Image.open(files.enter_context(open(path, "rb")), formats=formats))
+            if file.width * file.height > MAX_PIXELS or max(file.size) > MAX_SIDE:
+                raise ValueError(f"it has {file.width:,} x {file.height:,} pixels")
+            progressive = file.info.get("progressive")
+            if progressive and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
+                raise ValueError(f"it has more than {MAX_SCANS} progressive scans")
+        with report_read_errors(path, "picture", "it is cut short or damaged; copy it again"):
+            frames = getattr(file, "n_frames", 1)
+            if frames > 1 and file.format != "MPO":  # whose other images are previews
+                warnings.warn(f"{path}: only the first of its {frames} images is used")
+            if size and not progressive:  # which takes all of its memory at any size
+                file.draft("RGB", (size, size))
+            with LARGE_IMAGES if file.width * file.height > MAX_PIXELS / 8 else contextlib.nullcontext():
+                return to_srgb(file, str(path))
 
 
-def to_uint8(image: Image.Image) -> Image.Image:
-    """Convert a gray image of 16 or 32 bits, or of floats up to 1 or 255, to 8 bits; return others unchanged."""
-    if image.mode.startswith("I"):  # 16 bits, stored in 16 or 32
-        values = np.asarray(image).clip(0, 65535) >> 8
-    elif image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
-        values = (values * 255 if values.max(initial=0) <= 1 else values).clip(0, 255)
-    else:
+def to_srgb(image: Image.Image, name: str = "the image") -> tuple[Image.Image, Image.Image | None]:
+    """Return an image as a viewer shows it: (8-bit RGB in the sRGB color space, its alpha channel or None).
+
+    Applies the EXIF orientation, to_8_bits() and the color profile. Warns if that is broken, and ignores it.
+    """
+    profile = image.info.get("icc_profile")
+    image = to_8_bits(ImageOps.exif_transpose(image), getattr(image, "tag_v2", {}), name)
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    info = {key: value for key, value in image.info.items() if key != "icc_profile"}
+    is_gray = image.mode in ("1", "L", "LA", "La")
+    image = image.convert("L" if is_gray else image.mode if image.mode in ("CMYK", "LAB") else "RGB")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if source.profile.xcolor_space.strip() == "RGB":  # also of gray images
+                image = image.convert("RGB")
+            if "sRGB" not in ImageCms.getProfileDescription(source):
+                target = ImageCms.createProfile("sRGB")
+                image = ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
+        except Exception as error:  # a broken profile may raise anything
+            warnings.warn(f"{name}: its color profile is broken or does not fit it, and is ignored ({error!s:.100})")
+    image = image.convert("RGB")
+    image.info = info
+    return image, alpha
+
+
+def to_8_bits(image: Image.Image, tags: Mapping[int, Any], name: str) -> Image.Image:
+    """Convert a gray image of more than 8 bits, of signed integers or of floats to 8 bits; return others unchanged.
+
+    White is the largest number of 8, 10, 12, 14, 16 or 32 bits, the fewest that all values fit into (7, 15 or 31 for
+    signed integers); for floats it is 1, or the largest value if that is more. Black is 0, or the least negative value.
+    Warns where that is a guess. `tags` are those of a TIFF. Raises ValueError if several values would become one.
+    """
+    is_signed = tags.get(SAMPLE_FORMAT, (1,))[0] == 2
+    if image.mode[0] not in "IF" and not (image.mode == "L" and is_signed):
         return image
-    return Image.fromarray(values.astype(np.uint8))
+    values = np.asarray(image)
+    if image.mode == "L":
+        values = values.view(np.int8)
+    elif image.mode == "I" and SAMPLE_FORMAT in tags and not is_signed:
+        values = values.view(np.uint32)  # Pillow takes them for signed
+    if image.mode == "F":
+        values = np.nan_to_num(values, posinf=values[np.isfinite(values)].max(initial=0), neginf=0)
+    least, most = values.min().item(), values.max().item()
+    values = values.astype(np.float32)
+    black, white = min(0, least), max(1, most)
+    known = most <= 1
+    if image.mode != "F":
+        bits = next(bits for bits in ((7, 15, 31) if is_signed else (8, 10, 12, 14, 16, 32)) if most < 1 << bits)
+        white, known = (1 << bits) - 1, bits in (15, 16, 31, 32) or image.mode == "L"
+    if not known or black < 0:
+        words = f"{black:g} is taken for black, and {white:g} for white"
+        warnings.warn(f"{name}: its values are from {least:g} to {most:g}; {words}")
+    values -= black
+    values *= 255 / (white - black)
+    result = values.round(out=values).astype(np.uint8)
+    if result.min() == result.max() and least < most:
+        raise ValueError(f"its values, from {least:g} to {most:g}, become a single one in 8 bits")
+    if tags.get(PHOTOMETRIC) == 0 and image.mode != "L":  # white is zero, which Pillow applies only to 8 bits
+        result = 255 - result
+    converted = Image.fromarray(result)
+    converted.info = image.info
+    return converted
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -78,10 +164,21 @@ def load_square(path: Path) -> torch.Tensor:
 
 
 def split_files(files: list[Path], train: bool) -> list[Path]:
-    """Return the four fifths of image files to train on, or the fifth to validate on, always the same."""
-    order = np.random.default_rng(0).permutation(len(files))
-    count = round(len(files) / 5)
-    return [files[number] for number in np.sort(order[count:] if train else order[:count])]
+    """Return the image files to train on, about nine tenths, or those to validate on.
+
+    A file's content alone decides, so that it stays on its side whatever its name is and whatever else is there.
+    """
+
+    def draw(file: Path) -> int:
+        try:
+            with open(file, "rb") as stream:
+                return zlib.crc32(stream.read(1 << 16))
+        except OSError:  # which reading it will report
+            return 0
+
+    draws = [draw(file) for file in files]
+    limit = max((1 << 32) // 10, min(draws, default=0) + 1)  # at least one is to validate on
+    return [file for file, number in zip(files, draws) if (number >= limit) == train]
 
 
 @lru_cache(2)
@@ -112,22 +209,27 @@ def folder_photographs(folder: str, train: bool, working_size: int) -> list[np.n
 
 
 def random_crops(
-    photographs: list[np.ndarray], working_size: int, count: int, seed: int, gammas: tuple[float, float] = (1, 1)
+    photographs: list[np.ndarray],
+    size: int,
+    working_size: int,
+    count: int,
+    seed: int,
+    gammas: tuple[float, float] = (1, 1),
 ) -> torch.Tensor:
-    """Return square crops of uint8 arrays (h, w, 3) at random places and scales, uint8 (count, 3, 32, 32).
+    """Return square crops of uint8 arrays (h, w, 3) at random places and scales, uint8 (count, 3, size, size).
 
-    Each is 32x32 pixels of a photograph whose longer side is scaled down to CROP_SCALES times the working size, made
-    darker or lighter by an exponent between the two `gammas`. Each photograph occurs equally often, give or take one.
+    Each is a part of a photograph whose longer side is scaled to CROP_SCALES times the working size, made darker or
+    lighter by an exponent between the two `gammas`. Each photograph occurs equally often, give or take one.
     """
     rng = np.random.default_rng(seed)
-    crops = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    crops = np.empty((count, size, size, 3), np.uint8)
     for crop, number in zip(crops, rng.permutation(np.arange(count) % len(photographs))):
         height, width, _ = photographs[number].shape
         scale = working_size * np.exp(rng.uniform(*np.log(CROP_SCALES)))
-        side = min(SIZE * max(1, max(height, width) / scale), height, width)
+        side = min(size * max(height, width) / scale, height, width)
         left, top = rng.uniform(0, (width - side, height - side))
         box = left, top, min(left + side, width), min(top + side, height)
-        values = Image.fromarray(photographs[number]).resize((SIZE, SIZE), Image.Resampling.BOX, box)
+        values = Image.fromarray(photographs[number]).resize((size, size), Image.Resampling.HAMMING, box)
         gamma = np.exp(rng.uniform(*np.log(gammas)))
         crop[:] = (255 * (np.asarray(values) / 255) ** gamma).round()
     return torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()

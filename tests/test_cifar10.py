@@ -189,6 +189,13 @@ def test_a_failed_download_leaves_nothing(server, tmp_path, monkeypatch, answer)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_failed_download_leaves_no_folder(server, tmp_path):
+    server.answer = (404, None, b"")
+    with pytest.raises(UserError):
+        cifar10.download(server.url, tmp_path / "cifar10" / "file", "0" * 64)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_download_cut_at_any_byte_leaves_nothing(server, tmp_path):
     body = bytes(range(100))
     for length in range(0, 100, 7):

@@ -80,6 +80,7 @@ def test_a_folder_of_cifar10_is_told_from_one_of_images(cifar, tmp_path):
     (tmp_path / "album").mkdir()
     for name, folder in (("cifar10", cifar), (str(cifar), cifar), ("album", None), ("sample", None)):
         assert data.ImageSource(name).cifar10_folder == folder
+    assert data.ImageSource(str(cifar / cifar10.FOLDER)).cifar10_folder == cifar
     horses = data.ImageSource(str(cifar), "horse").validation_images()
     assert torch.equal(horses, cifar10.load_cifar10(cifar, ["horse"], train=False)[0])
     (cifar / cifar10.FOLDER).rename(tmp_path / "elsewhere")
@@ -117,7 +118,7 @@ def test_an_album_is_cropped_anew_in_every_epoch():
     seen = []
     for seed in (1, 2, 1):
         album.start_epoch(seed)
-        expected = image_files.random_crops(photographs, 64, 6, seed, image_files.GAMMAS)
+        expected = image_files.random_crops(photographs, 32, 64, 6, seed, image_files.GAMMAS)
         assert torch.equal(album.images, expected)
         assert (album.targets(album.images).numpy() == brute_force(expected, palette)).all()
         seen.append(album.images)
@@ -301,7 +302,9 @@ def test_the_nearest_color_may_be_far():
 
 def test_the_seed_reaches_k_means(cifar, monkeypatch):
     seeds = []
-    monkeypatch.setattr(data, "fit_palette", lambda images, count, seed=0: seeds.append(seed) or (PALETTE, 0.1))
+    monkeypatch.setattr(
+        data, "fit_palette", lambda images, count, seed=0, chroma=False: seeds.append(seed) or (PALETTE, 0.1)
+    )
     data.main(["--colors", "5", "--seed", "3", "--output", "p.npy"])
     data.palette_for("5", ImageSource(category="cat"), 4)
     assert seeds == [3, 4]

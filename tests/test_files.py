@@ -1,6 +1,7 @@
 """Atomic writing, and what may be replaced."""
 
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,11 +62,11 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
 
 def test_a_folder_that_is_a_dangling_link(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    with files.new_file(tmp_path / "link" / "a.png") as path:
-        path.write_bytes(b"content")
+    with atomic_write(tmp_path / "link" / "a.png") as file:
+        file.write(b"content")
     assert (tmp_path / "elsewhere" / "a.png").read_bytes() == b"content"
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"), files.new_file(tmp_path / "file" / "a.png"):
+    with pytest.raises(UserError, match="cannot be written"), atomic_write(tmp_path / "file" / "a.png"):
         pass
 
 
@@ -94,15 +95,6 @@ def test_leftovers_of_others(tmp_path, monkeypatch):
     assert not old.exists() and new.exists()
     monkeypatch.setattr(files.Path, "glob", lambda *_: [old])
     check_writable(tmp_path / "file")
-
-
-def test_two_processes_never_get_one_name(tmp_path):
-    """While one has not written yet, another asks for the same name."""
-    with files.new_file(tmp_path / "a.png") as first, files.new_file(tmp_path / "a.png") as second:
-        assert (first.name, second.name) == ("a.png", "a_2.png")
-    with pytest.raises(RuntimeError), files.new_file(tmp_path / "a.png"):
-        raise RuntimeError
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a_2.png"]
 
 
 def test_text_files_have_the_same_bytes_on_every_system(tmp_path):
@@ -158,3 +150,39 @@ def test_a_folder_is_no_file_to_write(trained, fails):
     assert "it is a folder" in fails(colorization.main, "--valid", "--checkpoint", trained, "--json", ".")
     assert "it is a folder" in fails(data.main, "--output", ".")
     assert "it is a folder" in fails(colorization.main, *SMALL, "--checkpoint", ".")
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder", "a large file"])
+def test_only_regular_files_of_a_reasonable_size_are_read(tmp_path, kind, fails):
+    """Whatever flag names them, and at once."""
+    path = tmp_path / "file.npy"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        with open(path, "wb") as file:
+            file.truncate(5 << 30)  # sparse
+    out = ["--out-dir", tmp_path / "out"]
+    for flags in (
+        ["--valid", "--data", "sample", "--checkpoint", path],
+        ["--valid", "--data", "sample", "--model", "UNet", "-c", path],
+        ["-e", "1", "--data", "sample", "--start-from", path],
+        ["-e", "1", "--data", "sample", "-c", path],
+        *([] if kind == "a folder" else [["-e", "1", "--data", path]]),
+    ):
+        line = fails(colorization.main, *flags, *out)
+        assert str(path) in line and re.search(
+            "a folder, a device or a pipe|5,368,709,120 bytes|cannot mmap|NumPy", line
+        )
+    if kind != "a folder":
+        with pytest.raises(UserError, match="1 of 1 images could not be colored"):
+            colorization.main(["--colorize", str(path), *map(str, out)])
+    for name in ("state", "pkl"):
+        target = tmp_path / "out" / f"unet_k3_f32.{name}"
+        target.parent.mkdir(exist_ok=True)
+        target.symlink_to(path)
+        fails(colorization.main, "-e", "1", "--data", "sample", "--resume", *out)
+        target.unlink()

@@ -198,14 +198,17 @@ def small_trainer():
 
 def state_bytes():
     stream = io.BytesIO()
-    history = [{"epoch": 1, "train_loss": 0.5, "valid_loss": 0.4, "learning_rate": 0.0, "seconds": 1.0}]
+    metrics = {"train_loss": 0.5, "valid_loss": 0.4, "valid_accuracy": 0.3, "learning_rate": 0.0, "seconds": 1.0}
+    history = [{"epoch": 1} | metrics]
     content = {"format": STATE_FORMAT, "settings": {"epochs": 2}, "history": history}
     torch.save(content | {"trainer": small_trainer().state_dict()}, stream)
     return stream.getvalue()
 
 
 def read_state_file(path):
-    log = SimpleNamespace(path_for=lambda suffix: path, settings={"epochs": 2})
+    log = SimpleNamespace(
+        path_for=lambda suffix: path, settings={"epochs": 2}, checkpoint=SimpleNamespace(is_classifier=True)
+    )
     RunLog.resume(log, small_trainer().load_state_dict)
 
 

@@ -1,7 +1,9 @@
 """Photographs and arrays as images to learn from."""
 
 import io
+import struct
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from conftest import smooth_images
 from helpers import save_image
-from PIL import Image
+from PIL import Image, ImageCms
 
 import colorization
 from sources import image_files
@@ -109,13 +111,13 @@ def test_an_archive_of_arrays_is_no_array(tmp_path, fails):
 def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     Image.new("RGB", (200, 100)).save(tmp_path / "large.png")
     monkeypatch.setattr(image_files, "MAX_PIXELS", 19_000)
-    with pytest.raises(UserError, match=r"large\.png: .*it has 20,000 pixels.; .* up to 19,000 pixels"):
+    with pytest.raises(UserError, match=r"large\.png: .*it has 200 x 100 pixels.; .* up to 19,000 pixels"):
         image_files.read_image(tmp_path / "large.png")
 
 
 def test_an_albums_photographs_are_split_the_same_way_every_time(photo_folder):
     train, valid = (image_files.folder_photographs.__wrapped__(photo_folder, part, 64) for part in (True, False))
-    assert (len(train), len(valid)) == (8, 2) and train[0].shape[2] == 3 and train[0].dtype == np.uint8
+    assert (len(train), len(valid)) == (9, 1) and train[0].shape[2] == 3 and train[0].dtype == np.uint8
     again = image_files.folder_photographs.__wrapped__(photo_folder, False, 64)
     assert all(np.array_equal(a, b) for a, b in zip(valid, again))
     assert not {x.tobytes() for x in train} & {x.tobytes() for x in valid}
@@ -125,14 +127,14 @@ def test_crops_show_every_photograph_as_often_at_several_scales(monkeypatch):
     """A photograph whose red, green and blue are its number, the row and the column says where a crop is from."""
     rows, columns = np.mgrid[:80, :120].astype(np.uint8)
     photographs = [np.stack([np.full_like(rows, number), rows, columns], 2) for number in range(5)]
-    crops = image_files.random_crops(photographs, 64, 20, seed=1)
+    crops = image_files.random_crops(photographs, 32, 64, 20, seed=1)
     assert crops.shape == (20, 3, 32, 32) and crops.dtype == torch.uint8
     assert crops[:, 0].amax((1, 2)).bincount().tolist() == [4] * 5
     widths = (crops[:, 2].int()[:, :, -1] - crops[:, 2].int()[:, :, 0]).float().mean(1)
-    assert widths.min() > 24 and widths.max() < 79 and widths.max() > 1.5 * widths.min()  # 30 to 80 pixels
-    assert torch.equal(crops, image_files.random_crops(photographs, 64, 20, seed=1))
-    assert not torch.equal(crops, image_files.random_crops(photographs, 64, 20, seed=2))
-    small = image_files.random_crops([np.full((5, 9, 3), 7, np.uint8)], 64, 2, seed=0)  # smaller than a crop
+    assert widths.min() > 35 and widths.max() < 80 and widths.max() > 1.5 * widths.min()  # 40 to 80 pixels
+    assert torch.equal(crops, image_files.random_crops(photographs, 32, 64, 20, seed=1))
+    assert not torch.equal(crops, image_files.random_crops(photographs, 32, 64, 20, seed=2))
+    small = image_files.random_crops([np.full((5, 9, 3), 7, np.uint8)], 32, 64, 2, seed=0)  # smaller than a crop
     assert (small == 7).all()
 
 
@@ -162,4 +164,191 @@ def test_folders_that_will_not_do(tmp_path, fails):
     assert "too few readable images" in fails(colorization.main, "--data", tmp_path, "--colors", "4")
     for number in range(2):
         Image.new("RGB", (40, 30), (9 * number, 90, 200)).save(tmp_path / f"{number}.png")
-    assert "too few readable images to validate on" in fails(colorization.main, "--data", tmp_path, "--colors", "2")
+    assert "too few readable images to" in fails(colorization.main, "--data", tmp_path, "--colors", "2")
+
+
+GRADIENT = np.linspace(0, 1, 32 * 24).reshape(24, 32)
+
+
+def tiff_bytes(values, sample_format=1, photometric=1, orientation=1):
+    """An uncompressed TIFF of one channel; sample formats are 1 for unsigned, 2 for signed, 3 for floats."""
+    (height, width), content = values.shape, values.tobytes()
+    tags = {256: width, 257: height, 258: 8 * values.itemsize, 259: 1, 262: photometric, 273: 150, 274: orientation}
+    tags |= {277: 1, 278: height, 279: len(content), 339: sample_format}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return (b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)).ljust(150, b"\0") + content
+
+
+def png_bytes(image):
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+DEEP = {  # content, whether a guess is announced
+    "16 bits": (tiff_bytes((GRADIENT * 65535).astype("<u2")), False),
+    "16 bits, white is zero": (tiff_bytes(((1 - GRADIENT) * 65535).astype("<u2"), photometric=0), False),
+    "8 bits, white is zero": (tiff_bytes(((1 - GRADIENT) * 255).astype("u1"), photometric=0), False),
+    "floats, white is zero": (tiff_bytes((1 - GRADIENT).astype("<f4"), 3, photometric=0), False),
+    "12 bits in 16": (tiff_bytes((GRADIENT * 4095).astype("<u2")), True),
+    "12 bits in a PNG of 16": (png_bytes(Image.fromarray((GRADIENT * 4095).astype(np.uint16))), True),
+    "10 bits in 16": (tiff_bytes((GRADIENT * 1023).astype("<u2")), True),
+    "14 bits in 16": (tiff_bytes((GRADIENT * 16383).astype("<u2")), True),
+    "8 bits in 16": (tiff_bytes((GRADIENT * 255).astype("<u2")), True),
+    "signed 8 bits": (tiff_bytes((GRADIENT * 127).astype("i1"), 2), False),
+    "signed 16 bits": (tiff_bytes((GRADIENT * 32767).astype("<i2"), 2), False),
+    "negative 16 bits": (tiff_bytes((GRADIENT * 65535 - 32768).astype("<i2"), 2), True),
+    "32 bits": (tiff_bytes((GRADIENT * (2**32 - 1)).astype("<u4")), False),
+    "signed 32 bits": (tiff_bytes((GRADIENT * (2**31 - 1)).astype("<i4"), 2), False),
+    "floats up to 1": (tiff_bytes(GRADIENT.astype("<f4"), 3), False),
+    "floats up to 1.4": (tiff_bytes((1.4 * GRADIENT).astype("<f4"), 3), True),
+    "floats up to 100": (tiff_bytes((100 * GRADIENT).astype("<f4"), 3), True),
+    "floats up to 255": (tiff_bytes((255 * GRADIENT).astype("<f4"), 3), True),
+    "floats up to 65535": (tiff_bytes((65535 * GRADIENT).astype("<f4"), 3), True),
+    "floats from -1 to 1": (tiff_bytes((2 * GRADIENT - 1).astype("<f4"), 3), True),
+}
+
+
+@pytest.mark.parametrize(("content", "is_guessed"), DEEP.values(), ids=DEEP)
+def test_any_depth_has_the_brightness_that_was_meant(tmp_path, content, is_guessed):
+    (tmp_path / "a.tif").write_bytes(content)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        image, alpha = image_files.read_image(tmp_path / "a.tif")
+    assert np.abs(np.asarray(image) - 255 * GRADIENT[..., None]).max() <= 2.5 and alpha is None
+    lines = [str(warning.message) for warning in said]
+    assert [f"{tmp_path / 'a.tif'}: its values are from " in line for line in lines] == [True] * is_guessed
+
+
+def test_values_that_are_not_finite_are_black_or_white(tmp_path):
+    values = np.array([[np.nan, -np.inf, 0, 0.5, 1, np.inf]], "<f4")
+    (tmp_path / "a.tif").write_bytes(tiff_bytes(values, 3))
+    assert np.asarray(image_files.read_image(tmp_path / "a.tif")[0])[0, :, 0].tolist() == [0, 0, 0, 128, 255, 255]
+
+
+def test_a_picture_that_would_be_all_black_is_refused(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff_bytes(np.array([[-1e9, 0.2, 0.3, 0.4]], "<f4"), 3))
+    assert np.asarray(image_files.read_image(tmp_path / "a.tif")[0])[0, :, 0].tolist() == [0, 255, 255, 255]
+    (tmp_path / "a.tif").write_bytes(tiff_bytes(np.array([[0, 1e-4, 1e-3]], "<f4"), 3))
+    with pytest.raises(UserError, match=r"from 0 to 0\.001, become a single one in 8 bits"):
+        image_files.read_image(tmp_path / "a.tif")
+
+
+def test_a_deep_picture_is_turned_as_its_camera_was(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff_bytes((GRADIENT * 65535).astype("<u2"), orientation=6))
+    image, _ = image_files.read_image(tmp_path / "a.tif")
+    assert np.abs(np.asarray(image)[..., 0] - 255 * np.rot90(GRADIENT, -1)).max() <= 1.5
+
+
+def with_gamma(space, gamma):
+    """A color profile with another tone curve than its original: the bytes of its curves are replaced."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes())
+    for number in range(struct.unpack_from(">I", profile, 128)[0]):
+        name, start, _ = struct.unpack_from(">4sII", profile, 132 + 12 * number)
+        if name in (b"rTRC", b"gTRC", b"bTRC"):
+            profile[start : start + 14] = b"curv" + bytes(4) + struct.pack(">IH", 1, round(256 * gamma))
+        if name == b"desc":
+            profile[start : start + 8] = b"text" + bytes(4)
+    return bytes(profile)
+
+
+def gray_profile(gamma):
+    """A color profile of gray alone, with a white point and a tone curve."""
+    white = b"XYZ \0\0\0\0" + struct.pack(">iii", 63190, 65536, 54061)
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(256 * gamma)) + b"\0\0"
+    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, 20, b"kTRC", 176, 16)
+    head = struct.pack(">I4sI4s4s4s", 192, b"none", 0x02400000, b"mntr", b"GRAY", b"XYZ ").ljust(36, b"\0") + b"acsp"
+    head = head.ljust(68, b"\0") + struct.pack(">iii", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + tags + white + curve
+
+
+def srgb(linear):
+    """The sRGB transfer function, 0..1."""
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1.8])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_values_are_converted_from_a_color_profile_to_srgb(tmp_path, mode, gamma):
+    image = Image.fromarray((GRADIENT * 255).round().astype(np.uint8)).convert(mode)
+    profile = gray_profile(gamma) if mode == "L" else with_gamma("sRGB", gamma)
+    image.save(tmp_path / "a.png", icc_profile=profile)
+    converted, _ = image_files.read_image(tmp_path / "a.png")
+    expected = 255 * srgb((np.asarray(image.convert("L")) / 255) ** gamma)
+    assert np.abs(np.asarray(converted) - expected[..., None])[GRADIENT > 0.05].max() < 3
+    assert "icc_profile" not in converted.info
+
+
+def test_a_profile_that_does_not_fit_is_ignored_with_a_line(tmp_path):
+    image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0))
+    for number, profile in enumerate((b"no profile", gray_profile(1.0), with_gamma("sRGB", 1.0)[:200])):
+        image.save(tmp_path / f"{number}.png", icc_profile=profile)
+        with pytest.warns(UserWarning, match=rf"{number}\.png: its color profile is broken or does not fit it"):
+            converted, _ = image_files.read_image(tmp_path / f"{number}.png")
+        assert np.array_equal(np.asarray(converted), np.asarray(image))
+
+
+def test_srgb_values_stay_as_they_are(tmp_path):
+    image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for mode in ("RGB", "L"):  # gray with a profile of RGB, as scanners write it
+        image.convert(mode).save(tmp_path / "a.png", icc_profile=profile)
+        assert np.array_equal(
+            np.asarray(image_files.read_image(tmp_path / "a.png")[0]), image.convert(mode).convert("RGB")
+        )
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tif", "a.webp", "a.png"])
+def test_only_the_first_of_several_images_is_used_and_a_line_says_so(tmp_path, name):
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "green", "blue")]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match=f"{name}: only the first of its 3 images is used"):
+        image, _ = image_files.read_image(tmp_path / name)
+    assert np.abs(np.asarray(image, int)[8, 8] - (255, 0, 0)).max() < 5
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
+def test_a_picture_that_is_cut_short_is_told_from_no_picture(tmp_path, name):
+    image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((200, 200))
+    image.save(tmp_path / name)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-400])
+    with pytest.raises(UserError, match=r"copy it again|cannot identify|could not create decoder object"):
+        image_files.read_image(tmp_path / name)
+    if name == "a.jpg":
+        with pytest.raises(UserError, match="it is cut short or damaged; copy it again"):
+            image_files.read_image(tmp_path / name)
+
+
+def test_pictures_that_are_not_read_are_counted(tmp_path):
+    for name in ("a.heic", "b.HEIC", "c.svg", "d.txt"):
+        (tmp_path / name).write_bytes(b"content")
+    save_image(tmp_path / "e.ppm")
+    with pytest.warns(UserWarning, match=r"3 pictures are left out, whose format is not read: \.heic, \.svg"):
+        assert image_files.list_image_files(tmp_path) == [tmp_path / "e.ppm"]
+    assert image_files.read_image(tmp_path / "e.ppm")[0].size == (40, 30)
+
+
+def test_a_picture_of_one_pixel_and_millions_is_refused(tmp_path, monkeypatch):
+    Image.new("1", (1, 100_001)).save(tmp_path / "thin.png")
+    started = time.perf_counter()
+    with pytest.raises(UserError, match=r"it has 1 x 100,001 pixels.*100,000 on a side"):
+        image_files.read_image(tmp_path / "thin.png")
+    assert time.perf_counter() - started < 1
+
+
+def test_a_photograph_stays_on_its_side_whatever_joins_it(tmp_path):
+    names = []
+    for number in range(40):
+        Image.new("RGB", (8, 8), (6 * number, 9, 9)).save(tmp_path / f"{number}.png")
+        names.append(tmp_path / f"{number}.png")
+    few, all_of_them = image_files.split_files(names[:20], train=False), image_files.split_files(names, train=False)
+    assert set(all_of_them) & set(names[:20]) == set(few) and 0 < len(all_of_them) < 12
+    (tmp_path / "copy.png").write_bytes(few[0].read_bytes())
+    (tmp_path / "other.png").write_bytes(image_files.split_files(names, train=True)[0].read_bytes())
+    assert image_files.split_files([tmp_path / "copy.png", tmp_path / "other.png"], train=False) == [
+        tmp_path / "copy.png"
+    ]
+    assert image_files.split_files([tmp_path / "gone.png", *names], train=False) == [
+        tmp_path / "gone.png",
+        *all_of_them,
+    ]

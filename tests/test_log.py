@@ -24,7 +24,7 @@ from helpers import PALETTE, SMALL, THREE_COLORS, TINY
 
 import colorization
 import data
-from data import ImageSource
+from data import ImageDataset, ImageSource
 from sources import cifar10
 from training import loop
 from training.log import RunLog, run_settings
@@ -38,12 +38,13 @@ def test_every_process_resumes_from_the_state_that_it_reads(tmp_path, monkeypatc
     """Also one that writes nothing."""
     net, content = new_network(PALETTE, model="CNN", kernel=3, num_filters=2)
     log = RunLog(content, {"epochs": 2, "learning_rate": 0.01}, tmp_path)
-    log.write({"epoch": 1, "train_loss": 1.0, "valid_loss": 2.0, "seconds": 3.0}, net.state_dict(), {"a": {}})
+    metrics = {"train_loss": 1.0, "valid_loss": 2.0, "valid_accuracy": 0.5, "learning_rate": 0.1, "seconds": 3.0}
+    log.write({"epoch": 1} | metrics, net.state_dict(), {"a": {}})
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     loaded, other = [], RunLog(content, {"epochs": 2, "learning_rate": 0.01}, tmp_path)
     other.resume(loaded.append)
     assert other.history == log.history and loaded == [{"a": {}}]
-    other.write({"epoch": 2, "train_loss": 1.0, "valid_loss": 2.0, "seconds": 3.0}, net.state_dict(), {"a": {}})
+    other.write({"epoch": 2} | metrics, net.state_dict(), {"a": {}})
     assert len(torch.load(tmp_path / "cnn_k3_f2.state", weights_only=True)["history"]) == 1
     (tmp_path / "cnn_k3_f2.state").unlink()
     with pytest.raises(UserError, match=r"cnn_k3_f2\.state: cannot read the training state"):
@@ -198,6 +199,25 @@ def test_other_images_under_the_same_name_are_not_resumed_with(tmp_path, monkeyp
             colorization.main(command)
     np.save("mine.npy", smooth_images(40, seed=1))
     assert "other settings: other images" in fails(colorization.main, *command, "--resume")
+    images = smooth_images(40)
+    images[-1] = 0  # the last tenth is for validation
+    np.save("mine.npy", images)
+    assert "other settings: other images" in fails(colorization.main, *command, "--resume")
+
+
+def test_only_one_run_writes_its_files(tmp_path, small_palette, fails):
+    """While it runs; a run that was killed is no obstacle."""
+    argv = ["-f", "1", "-b", "500", "-e", "500", "-c", small_palette, "--data", "sample", "--out-dir", tmp_path / "out"]
+    with shell(*argv) as process:
+        while not process.stdout.readline().startswith("epoch"):
+            pass
+        assert "unet_k3_f1.pkl: another run is writing it" in fails(colorization.main, *argv)
+        elsewhere = ["--out-dir", tmp_path / "elsewhere", "--checkpoint", tmp_path / "out" / "unet_k3_f1.pkl"]
+        assert "unet_k3_f1.pkl: another run is writing it" in fails(colorization.main, *argv[:-2], *elsewhere)
+        process.kill()
+    argv[argv.index("-e") + 1] = "1"
+    colorization.main([str(word) for word in argv])
+    assert load_checkpoint(tmp_path / "out" / "unet_k3_f1.pkl").epoch == 1
 
 
 @pytest.fixture
@@ -227,7 +247,9 @@ def test_a_damaged_state_is_named(interrupted, fails):
         assert damaged in fails(colorization.main, *command, "--resume")
     row = content["history"][0]
     broken = {name: value for name, value in row.items() if name != "valid_loss"}
-    histories = (3, [1], [], [broken], [row | {"seconds": "1"}], [row | {"x": []}], [row, dict(row)])
+    histories = [3, [1], [], [broken], [row | {"seconds": "1"}], [row | {"x": []}], [row, dict(row)]]
+    histories += [[row | {"x": 1.0}], [row | {"epoch": 1.0}], [row | {"epoch": True}], [row | {"seconds": 1}]]
+    histories += [[{f"{name}\r": value for name, value in row.items()}], [dict(reversed(row.items()))]]
     long = [row | {"epoch": epoch} for epoch in (1, 2, 3)]  # of a run of two epochs
     for damage in ({"settings": None}, *({"history": history} for history in (*histories, long))):
         torch.save(content | damage, path)
@@ -379,6 +401,7 @@ def test_checkpoint_is_saved_where_it_is_asked_for(cifar, small_palette):
     colorization.main([*SMALL, "-c", str(small_palette), "--checkpoint", "mine.pkl"])
     assert load_checkpoint("mine.pkl").model == "UNet"
     assert sorted(path.name for path in Path("outputs").iterdir()) == [
+        ".mine.lock",
         "mine.csv",
         "mine.json",
         "mine.state",
@@ -396,11 +419,14 @@ def test_training_does_not_replace_the_shipped_weights(cifar, small_palette, fai
 
 
 def test_what_a_run_starts_from():
+    valid_set = ImageDataset(torch.from_numpy(smooth_images(2)), PALETTE, torch.device("cpu"))
     _, content = new_network(PALETTE, model="CNN", kernel=5, num_filters=2)
     settings = {"model": "CNN", "kernel": 5, "num_filters": 2, "data": "sample photographs", "holdout": 0}
     settings |= {"start_from": "u.pkl", "working_size": 48, "palette": PALETTE.tolist()}
-    assert run_settings(content, ImageSource("sample", working_size=48), Path("u.pkl")) == settings
-    assert run_settings(content, ImageSource("cifar10", holdout=3), None).keys() == settings.keys() - {"working_size"}
+    settings["valid_sha256"] = hashlib.sha256(smooth_images(2).tobytes()).hexdigest()
+    assert run_settings(content, ImageSource("sample", working_size=48), Path("u.pkl"), valid_set) == settings
+    of_cifar10 = run_settings(content, ImageSource("cifar10", holdout=3), None, valid_set)
+    assert of_cifar10.keys() == settings.keys() - {"working_size"}
 
 
 def test_the_record_counts_the_epochs_done(tmp_path):

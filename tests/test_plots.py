@@ -1,10 +1,15 @@
 """The pictures that the scripts draw."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-from helpers import save_image
+import pytest
+from PIL import Image
 
 import colorization
+from utils.files import PROJECT
 
 
 def test_titles_are_not_taken_for_formulas(tmp_path, monkeypatch):
@@ -12,6 +17,16 @@ def test_titles_are_not_taken_for_formulas(tmp_path, monkeypatch):
     folder = Path(r"a$\foo$b")
     folder.mkdir()
     for number in range(20):
-        save_image(folder / f"{number}.png")
+        Image.new("RGB", (32, 32), (9 * number, 90, 200)).save(folder / f"{number}.png")
     colorization.main(["--data", str(folder), "-c", "3", "-e", "1", "-f", "2", "-b", "8"])
     assert Path("outputs/unet_k3_f2_curve.png").exists()
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "none", "TkAgg"])
+def test_the_backend_of_a_notebook_is_not_needed(tmp_path, backend):
+    """A notebook's `!python` inherits the variable, but not the module."""
+    call = "save_curve('c.png', 'a', [{'epoch': 1, 'valid_loss': 2.0}])"
+    code = f"from pictures.plots import save_curve; {call}"
+    environment = os.environ | {"MPLBACKEND": backend, "PYTHONPATH": str(PROJECT)}
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
+    assert Image.open(tmp_path / "c.png").width > 100

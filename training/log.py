@@ -7,15 +7,16 @@ import reprlib
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
-from data import ImageSource
+from data import ImageDataset, ImageSource
 from pictures.plots import save_curve
 from training.evaluation import format_metrics
 from utils import distributed
@@ -25,6 +26,7 @@ from utils.files import PROJECT, atomic_write, check_targets, report_read_errors
 from utils.torch_files import read_torch_file, write_torch_file
 
 STATE_FORMAT = "colorization training state 4"
+EPOCH_METRICS = ("epoch", "train_loss", "valid_loss", "valid_accuracy", "learning_rate", "seconds")
 SUFFIXES = (".csv", ".json", ".state", "_curve.png", "_images.png")  # of a run's files in its output folder
 
 
@@ -85,10 +87,19 @@ class RunLog:
         return format_metrics(self.history[-1]["valid_loss"], self.history[-1].get("valid_accuracy"))
 
     @contextmanager
-    def explain_stops(self) -> Iterator[None]:
-        """If Ctrl-C or a loss that is not finite stops the block, say what is saved and how to go on."""
+    def running(self) -> Iterator[None]:
+        """Own the run's files in the block; if Ctrl-C or a loss that is not finite stops it, say what is saved.
+
+        Raises UserError if another process owns them.
+        """
         try:
-            yield
+            with ExitStack() as locks:  # which the operating system releases when a process dies
+                for folder in {self.path.parent.resolve(), self.out_dir.resolve()} if distributed.rank() == 0 else ():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    locks.enter_context(FileLock(folder / f".{self.path.stem}.lock", timeout=0))
+                yield
+        except Timeout:
+            raise UserError(f"{self.path}: another run is writing it; wait, or name another --out-dir") from None
         except KeyboardInterrupt:
             saved = "no epoch was complete, so nothing is saved"
             if self.history:
@@ -122,24 +133,30 @@ class RunLog:
         if differing:
             name = differing[0]
             words = f"{name.replace('_', ' ')} was {reprlib.repr(earlier.get(name))} and is now {self.settings[name]!r}"
-            words = {"palette": "another palette", "data_sha256": "other images"}.get(name, words)
+            others = {"palette": "another palette", "data_sha256": "other images", "valid_sha256": "other images"}
+            words = others.get(name, words)
             raise UserError(f"{path}: cannot resume with other settings: {words}")
         with report_read_errors(path, "training state", "train without --resume"):
+            names = [name for name in EPOCH_METRICS if self.checkpoint.is_classifier or name != "valid_accuracy"]
             for epoch, metrics in enumerate(history, 1):
+                if list(metrics) != names or [type(value) for value in metrics.values()] != [
+                    int,
+                    *[float] * len(names[1:]),
+                ]:
+                    raise ValueError(f"epoch {epoch} has not the metrics that it should have")
                 if metrics["epoch"] != epoch or not all(map(math.isfinite, metrics.values())):
                     raise ValueError(f"the metrics of epoch {epoch} are missing or not finite")
-                if not metrics.keys() == history[0].keys() >= {"train_loss", "valid_loss", "seconds"}:
-                    raise ValueError(f"epoch {epoch} has other metrics than epoch 1")
             if not 0 < len(history) <= self.settings["epochs"]:
                 raise ValueError("it has no epochs, or too many")
             load_trainer(content["trainer"])
         self.history = history
 
 
-def run_settings(checkpoint: Checkpoint, source: ImageSource, start_from: Path | None) -> dict:
-    """Return what a run starts from: its network, its palette and where its images come from."""
+def run_settings(checkpoint: Checkpoint, source: ImageSource, start_from: Path | None, valid_set: ImageDataset) -> dict:
+    """Return what a run starts from: its network, its palette, where its images come from, and those to validate on."""
     settings = {name: getattr(checkpoint, name) for name in ("model", "kernel", "num_filters")}
     settings |= {"data": str(source), "holdout": source.holdout, "start_from": start_from and str(start_from)}
+    settings["valid_sha256"] = valid_set.sha256()
     if source.is_album:
         settings["working_size"] = source.working_size
     return settings | {"palette": checkpoint.palette.tolist() if checkpoint.palette is not None else None}

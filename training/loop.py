@@ -1,7 +1,6 @@
 """Training: the settings, one epoch of steps, and the loop over epochs."""
 
 import copy
-import hashlib
 import math
 import time
 from argparse import Namespace
@@ -54,11 +53,11 @@ def run_training(
     `resume` continues the interrupted run of the same files; `plot` draws samples after every epoch. Raises UserError.
     """
     config, net, name = trainer.config, trainer.averaged_model, f"{log.checkpoint.model}, {log.checkpoint.data}"
-    if resume:
-        log.resume(trainer.load_state_dict)
     counts = f"{len(trainer.dataset):,} training and {len(valid_set):,} validation images"
-    print(f"{log.checkpoint}\n{counts} of {log.checkpoint.data}, on {trainer}", flush=True)
-    with log.explain_stops():
+    with log.running():
+        if resume:
+            log.resume(trainer.load_state_dict)
+        print(f"{log.checkpoint}\n{counts} of {log.checkpoint.data}, on {trainer}", flush=True)
         for epoch in range(len(log.history) + 1, config.epochs + 1):
             start = time.perf_counter()
             metrics = {"epoch": epoch, "train_loss": trainer.train_epoch(epoch)}
@@ -115,10 +114,9 @@ class Trainer:
         torch.manual_seed(derive_seed(config.seed, epoch, 1 + rank))  # for augmentation
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, 0))
         order = torch.randperm(len(self.dataset), generator=generator).to(self.dataset.images.device)
-        batches = order[: len(order) // processes * processes].split(
-            config.batch_size
-        )  # so that all processes get as many
-        losses = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
+        count = len(order) // processes * processes  # so that all processes get as many
+        batches = order[:count].split(config.batch_size)
+        losses = torch.zeros(len(batches), dtype=distributed.sum_dtype(self.device), device=self.device)
         self.model.train()
         quiet = True if rank else None  # None: no progress bar unless on a terminal
         for number, batch in enumerate(tqdm(batches, leave=False, disable=quiet, unit="step")):
@@ -170,8 +168,7 @@ class Trainer:
         settings = asdict(self.config) | {"augment": list(self.config.augment), "precision": self.precision}
         if not self.config.picture_weight:
             del settings["temperature"]  # which has no effect on the steps then
-        images = subsample(self.dataset.images).cpu().numpy().tobytes()
-        return settings | {"data_sha256": hashlib.sha256(images).hexdigest()}
+        return settings | {"data_sha256": self.dataset.sha256()}
 
     def state_dict(self) -> dict[str, dict]:
         """Return everything that training changes, as plain containers of tensors."""
@@ -216,8 +213,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     bf16 where the hardware has it, else float32 with TF32 convolutions on GPUs. fp32 is float32 throughout.
     """
     if device.type == "cuda":
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.conv.fp32_precision = "ieee" if name == "fp32" else "tf32"  # type: ignore[attr-defined]
+        if name != "fp32":
+            torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.11 lacks it

@@ -108,16 +108,42 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
             hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
             raise UserError(f"{path}: not made with the palette of --colors; {hint}")
         return checkpoint
-    if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
+    weights = find_weights(content)
+    if not weights:
         raise UserError(f"{path}: a PyTorch file, but neither a checkpoint of this package nor a state dict")
     if architecture.get("model") is None:
         raise UserError(f"{path}: a bare state dict does not record its network; name the network with --model")
-    return Checkpoint(**with_defaults(architecture), palette=palette, state_dict=content)
+    first, last = (weights.get(f"{name}.weight", torch.empty(0)).shape for name in ("downconv1.0", "finalconv"))
+    if len(first) == 4:  # the shapes tell the rest
+        architecture |= {"num_filters": first[0], "kernel": first[2]} | given(architecture)
+    if palette is not None and len(last) == 4 and last[0] != len(palette):
+        raise UserError(f"{path}: a network for {last[0]} colors, but --colors has {len(palette)}; name its palette")
+    return Checkpoint(**with_defaults(architecture), palette=palette, state_dict=weights)
+
+
+def find_weights(content: object) -> dict[str, Tensor]:
+    """Return the state dict in a file's content, {} if there is none, with the names that our networks have.
+
+    It may be part of a dictionary, as Lightning saves it, and its names may have the prefix of DataParallel,
+    torch.compile or a larger module.
+    """
+    for name in ("state_dict", "model_state_dict", "model", "net"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+        return {}
+    prefix = next((name for name in content if "downconv1." in name), "").partition("downconv1.")[0]
+    return {name.removeprefix(prefix): value for name, value in content.items()}
+
+
+def given(architecture: Mapping[str, Any]) -> dict:
+    """Return the entries of an architecture that are not None."""
+    return {name: value for name, value in architecture.items() if value is not None}
 
 
 def with_defaults(architecture: Mapping[str, Any]) -> dict:
     """Return an architecture with defaults in place of None."""
-    return DEFAULTS | {name: value for name, value in architecture.items() if value is not None}
+    return DEFAULTS | given(architecture)
 
 
 def parse_checkpoint(content: dict) -> Checkpoint:
@@ -137,6 +163,8 @@ def parse_checkpoint(content: dict) -> Checkpoint:
         raise ValueError("its kernel, number of filters or working size is not supported")
     if not isinstance(checkpoint.model, str) or not isinstance(checkpoint.state_dict, dict):
         raise ValueError("its network has no name or no weights")
+    if checkpoint.model in NETWORKS and checkpoint.is_classifier != (checkpoint.model in CLASSIFIERS):
+        raise ValueError(f"a {checkpoint.model} {'has no' if checkpoint.is_classifier else 'needs a'} palette")
     return checkpoint
 
 
@@ -172,7 +200,8 @@ def check_values(state_dict: Mapping[str, Tensor]) -> None:
     for name, value in state_dict.items():
         nonnegative = any(part in name for part in ("running_var", "exp_avg_sq", "steps"))
         if not value.float().isfinite().all() or (nonnegative and (value < 0).any()):
-            raise ValueError(f"{name} is not finite, or a negative variance: its training diverged")
+            reason = "its training diverged, or half precision is too small for it"
+            raise ValueError(f"{name} is not finite, or a negative variance: {reason}")
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

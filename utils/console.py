@@ -2,10 +2,12 @@
 
 import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
@@ -15,18 +17,53 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class Output:
+    """Standard output or error, which may be closed or full: then the work goes on, and `error` says why."""
+
+    def __init__(self, stream: Any):
+        self.error = None if stream else "it is closed"
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115, stays open as long as the process runs
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for names that its encoding lacks
+
+    def write(self, text: str) -> None:
+        self.attempt(self.stream.write, text)
+
+    def flush(self) -> None:
+        self.attempt(self.stream.flush)
+
+    def attempt(self, action: Callable, *args: str) -> None:
+        try:
+            action(*args)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.error = str(error.strerror)
+            self.drop()
+
+    def drop(self) -> None:
+        """Drop what is not written yet, and what will be, so that Python's final flush does not fail."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 def run_script(main: Callable[[list[str]], None]) -> None:
     """Call main(argv) and exit: with code 2 and one line on a UserError, 130 on Ctrl-C, 141 on a closed pipe."""
     warnings.filterwarnings("ignore", module="PIL")  # about unusual images, which load anyway
+    warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     script = Path(sys.argv[0]).name
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for names that its encoding lacks
+    output, sys.stderr = Output(sys.stdout), Output(sys.stderr)
+    sys.stdout = output
     try:
         main(sys.argv[1:])
-        sys.stdout.flush()
+        output.flush()
+        if output.error:
+            raise UserError(f"the work is done, but its output could not be written ({output.error})")
     except BrokenPipeError:  # the reader of our output, such as head, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's final flush does not fail
+        output.drop()
         sys.exit(141)
     except (UserError, MemoryError, RuntimeError) as error:
         line, code = str(error), 2

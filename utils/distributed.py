@@ -20,19 +20,25 @@ TIMEOUT = timedelta(minutes=10)  # the run ends after this long without a reply 
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Return the torch device called `name`; None means CUDA if there is a GPU, else the CPU."""
+    """Return the torch device called `name`; None means CUDA if there is a GPU, else the CPU. Raises UserError."""
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", name):
-        raise UserError(f"--device {name}: no such device; use cpu, cuda or cuda:N")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,2})?", name):
+        raise UserError(f"--device {name}: no such device; use cpu, cuda, cuda:N or mps")
     device = torch.device(name)
+    number = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}[device.type]
+    if (device.index or 0) >= number:
+        raise UserError(f"--device {name}: no such GPU on this machine; leave the flag out or start fewer processes")
     if device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(
-                f"--device {name}: no such GPU on this machine; leave the flag out or start fewer processes"
-            )
         torch.cuda.set_device(device.index or 0)  # that of tensors without a number
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # unless --precision allows less
     return device
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the type of sums over many images: float64, which Apple's GPUs lack."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def setup(device_name: str | None, several: bool = True) -> torch.device:

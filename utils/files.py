@@ -1,10 +1,10 @@
 """Files: errors of reading in one line, and atomic writing, whose failure leaves existing files as they were."""
 
 import glob
-import itertools
 import json
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,14 +17,23 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def report_read_errors(path: str | Path, kind: str, advice: str) -> Iterator[None]:
-    """Turn any error of the block, which reads the file `path`, into a UserError that ends with some advice."""
+def report_read_errors(path: str | Path, kind: str, advice: str, most: float = 4 << 30) -> Iterator[None]:
+    """Turn any error of the block, which reads the file `path`, into a UserError that ends with some advice.
+
+    Files that are not regular, such as devices and pipes, or have more than `most` bytes are not read at all.
+    """
     try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is a folder, a device or a pipe")
+        if status.st_size > most:
+            raise ValueError(f"it has {status.st_size:,} bytes")
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot read the {kind} ({error.strerror or error}); {advice}") from error
     except Exception as error:  # a broken file may raise anything, even MemoryError
-        raise UserError(f"{path}: not a {kind}, or a corrupt one ({error!s:.200}); {advice}") from error
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise UserError(f"{path}: not a {kind}, or a corrupt one ({reason:.200}); {advice}") from error
 
 
 @contextmanager
@@ -102,23 +111,3 @@ def check_writable(path: Path) -> None:
                     leftover.unlink()
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Yield `path`, numbered if it exists, reserved by an empty file that a failure removes. Raises UserError."""
-    unique = path = Path(path)
-    try:
-        Path(os.path.realpath(path.parent)).mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(2):
-            with suppress(FileExistsError):  # perhaps from another process
-                open(unique, "x").close()
-                break
-            unique = path.with_name(f"{path.stem}_{number}{path.suffix}")
-    except OSError as error:
-        raise UserError(f"{unique}: cannot be written ({error.strerror or error})") from error
-    try:
-        yield unique
-    except BaseException:
-        unique.unlink(missing_ok=True)
-        raise

@@ -1,10 +1,11 @@
 """Command-line flags shared by several scripts, which pass the defaults and the choices."""
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Iterable
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from models import NETWORKS
 from utils.checkpoint import COLORS, DEFAULTS
 from utils.console import UserError
 
@@ -17,11 +18,45 @@ USED_FLAGS = {  # by what a script does: the flags that have an effect
     "training": COMMON | IMAGES | DECODING | TRAINING,
     "--valid": COMMON | IMAGES | DECODING | {"valid", "json", "seed"},
     "--valid without --colors K": COMMON | IMAGES | DECODING | {"valid", "json"},
-    "--colorize": COMMON | IMAGES | DECODING | {"colorize", "seed"},
-    "--colorize without --colors K": COMMON | DECODING | {"colorize"},
+    "--colorize": COMMON | IMAGES | DECODING | {"colorize", "saturation", "seed"},
+    "--colorize without --colors K": COMMON | DECODING | {"colorize", "saturation"},
     "validation (training needs --epochs)": COMMON | IMAGES | {"valid", "json"},
     "an image file": COMMON | {"image"},
 }
+
+
+NOT_DOWNSIZED = "is not needed: images are used at their own size; remove it"
+OLD_FLAGS = {"-n": "is -f here (--num-filters)", "-d": NOT_DOWNSIZED, "--downsize-input": NOT_DOWNSIZED}
+
+
+class Parser(ArgumentParser):
+    """A parser that reports an error as one line, and understands the flags of the original course."""
+
+    def __init__(self, description: str | None):
+        super().__init__(description=description, formatter_class=RawDescriptionHelpFormatter)
+
+    def parse_args(self, argv: Sequence[str]) -> Namespace:  # type: ignore[override]
+        """Return the flags. Raises UserError."""
+        words = []
+        for word in argv:
+            name, *value = word.split("=", 1) if word.startswith("--") else [word]
+            name = name.replace("_", "-") if word.startswith("--") else name
+            if name in OLD_FLAGS:
+                self.error(f"{name} {OLD_FLAGS[name]}")
+            if name not in ("-g", "--gpu"):  # a GPU is used anyway
+                words.append("=".join([name, *value]))
+        return super().parse_args(words)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help shows all flags")
+
+
+def network_name(word: str) -> str:
+    """Return the key of NETWORKS that is meant, also by another case or by its class's name; else the word itself."""
+    meant = [
+        name for name, (network, _) in NETWORKS.items() if word.lower() in (name.lower(), network.__name__.lower())
+    ]
+    return meant[0] if meant else word
 
 
 def add_number(
@@ -66,14 +101,16 @@ def add_network_flags(parser: ArgumentParser, checkpoint_help: str, models: Iter
     """Add the flags that describe a network; --model and --colors only for scripts with a choice of networks."""
     group = parser.add_argument_group("network (a checkpoint records these settings; they need not be repeated)")
     if models:
-        group.add_argument("-m", "--model", choices=models, help=f"network (default: {DEFAULTS['model']})")
+        group.add_argument(
+            "-m", "--model", type=network_name, choices=models, help=f"network (default: {DEFAULTS['model']})"
+        )
         text = f"number of colors, or a palette file (default: {COLORS})"
-        group.add_argument("-c", "--colors", metavar="K|FILE", help=text)
+        group.add_argument("-c", "--colors", "--colours", metavar="K|FILE", help=text)
     odd = range(1, 16, 2)
     text = f"filter size, odd (default: {DEFAULTS['kernel']})"
     group.add_argument("-k", "--kernel", type=int, choices=odd, metavar="N", help=text)
     text = f"filters of the first stage (default: {DEFAULTS['num_filters']})"
-    add_number(group, "-f", "--num-filters", "--num_filters", low=1, high=1024, text=text)
+    add_number(group, "-f", "--num-filters", low=1, high=1024, text=text)
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help=checkpoint_help)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from utils.files import atomic_write, report_read_errors
-from utils.unpickling import RestrictedUnpickler
+from utils.unpickling import HOW_TO_SAVE, RestrictedUnpickler
 
 MAX_PICKLE = 4 << 20  # bytes of a file's containers; the numbers of its tensors come after them
 
@@ -23,8 +23,12 @@ def write_torch_file(path: Path, content: dict) -> None:
 
 def read_torch_file(path: Path, kind: str, advice: str) -> object:
     """Load a file of plain containers of tensors, and nothing else. The arguments are report_read_errors()'s."""
-    with report_read_errors(path, kind, advice), warnings.catch_warnings(action="ignore"):
-        return torch.load(check_torch_file(Path(path).read_bytes()), map_location="cpu", weights_only=True)
+    with report_read_errors(path, kind, advice), warnings.catch_warnings(action="ignore"), open(path, "rb") as file:
+        raw = file.read(2)
+        if raw not in (b"PK", b"\x80\2"):  # which it may have gigabytes of
+            what = "a plain pickle, not a file" if raw[:1] == b"\x80" else "no file"
+            raise ValueError(f"it is {what} of torch.save; {HOW_TO_SAVE}")
+        return torch.load(check_torch_file(raw + file.read()), map_location="cpu", weights_only=True)
 
 
 def check_torch_file(raw: bytes) -> io.BytesIO:
@@ -43,6 +47,8 @@ def check_torch_file(raw: bytes) -> io.BytesIO:
         return io.BytesIO(raw)
     source, stream = zipfile.ZipFile(io.BytesIO(raw)), io.BytesIO()
     parts = source.infolist()
+    if any("/code/" in part.filename for part in parts):
+        raise ValueError(f"it is a traced network; {HOW_TO_SAVE}")
     if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > len(raw):
         raise ValueError("its parts claim to be larger than the file")  # torch.save does not compress
     with zipfile.ZipFile(stream, "w") as target:  # written again, so that PyTorch reads the parts checked here

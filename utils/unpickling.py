@@ -7,6 +7,8 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
+HOW_TO_SAVE = "save weights with torch.save(net.state_dict(), FILE)"
+
 
 class PickledArray:
     """Stands in for numpy.ndarray while unpickling, so that a file cannot call into numpy."""
@@ -38,6 +40,13 @@ OPCODES = (  # what CIFAR-10, the handout and torch.save write: none that runs c
 )
 
 
+class Dispatch(dict):
+    """The methods for opcodes; all that are not among them are refused."""
+
+    def __missing__(self, opcode: int) -> None:
+        raise pickle.UnpicklingError(f"it has an opcode that such a file does not need, {opcode}")
+
+
 class RestrictedUnpickler(pickle._Unpickler):
     """Reads pickles of plain containers, of arrays as CIFAR-10 and the handout have them, and of tensors, as None.
 
@@ -57,7 +66,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         "torch._utils._rebuild_tensor_v2": lambda *_: None,
         "torch._utils._rebuild_parameter": lambda *_: None,
     }
-    dispatch: ClassVar = {opcode: pickle._Unpickler.dispatch[opcode] for opcode in OPCODES}
+    dispatch: ClassVar = Dispatch({opcode: pickle._Unpickler.dispatch[opcode] for opcode in OPCODES})
 
     def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding="bytes")
@@ -97,7 +106,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         if module == "torch" and name.endswith("Storage"):
             return None
         if wanted not in self.stand_ins:
-            raise pickle.UnpicklingError(f"it asks for {wanted}, which such a file does not need")
+            raise pickle.UnpicklingError(f"it asks for {wanted}, not only for weights; {HOW_TO_SAVE}")
         return self.stand_ins[wanted]
 
     def persistent_load(self, saved_id: tuple) -> None:
