@@ -1,6 +1,6 @@
 """Measure this package's training against the plain loop of the course, on one machine in one run.
 
-    python benchmarks/bench_training.py                             throughput, start-up, validation: a minute or two
+    python benchmarks/bench_training.py                             throughput, start-up, validation: 2 to 4 minutes
     python benchmarks/bench_training.py --to-loss PALETTE           also seconds to the handout's loss on its palette
     python benchmarks/bench_training.py --run                       also a run of 25 epochs: its time and peak memory
 
@@ -8,7 +8,6 @@ The plain loop: contiguous NCHW float32, stages in the table's order, cross-entr
 on the logits, Adam at a constant 0.001, batches of 100, one .item() per step.
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -26,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
@@ -34,10 +34,14 @@ from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray
 from models import UNet, create_model
 from training.evaluation import evaluate
 from training.loop import Trainer, TrainingConfig, choose_precision
+from utils.console import UserError, run_script
 from utils.distributed import choose_device
+from utils.flags import Parser
 
 OPERATIONS = 112_000_000  # of a UNet's convolutions for one image, forward and backward
+OTHER_SECONDS = 50  # of all that is not throughput
 SHORT_RUN = ("-b", 20, "-l", 0.12)  # for one epoch; chosen on held-out horses
+TIMED_IMAGES = 1500  # in one timed pass of a loop
 HANDOUT_LOSS = 1.3787  # of the handout's UNet, on its palette
 
 
@@ -106,7 +110,8 @@ def throughput(images, palette, device, rounds):
     Each loop has a process of its own, so that what one leaves in memory does not change the other's speed.
     """
     loops = {"plain, batches of 100": (plain_loop,)}
-    for batch_size, precision in itertools.product((100, 25), ("fp32", "bf16")):
+    precisions = ("fp32", "bf16") if has_bf16(device) else ("fp32",)  # without it in hardware, ten times slower
+    for batch_size, precision in itertools.product((100, 25), precisions):
         loops[f"{precision}, batches of {batch_size}"] = our_loop, 32, batch_size, precision
     context, connections = multiprocessing.get_context("spawn"), {}
     for name, (make_loop, *settings) in loops.items():
@@ -115,10 +120,13 @@ def throughput(images, palette, device, rounds):
         context.Process(target=serve, args=arguments, daemon=True).start()
         there.close()  # so that a process that dies is an EOFError here
     seconds = {name: [] for name in loops}
-    for _ in range(rounds + 1):
+    for number in (progress := tqdm(range(rounds + 1), desc="rounds", unit="round", file=sys.stdout)):
         for name, connection in connections.items():
             connection.send(True)
             seconds[name].append(connection.recv())
+        if number == 0:
+            minutes = (rounds * sum(values[0] for values in seconds.values()) + OTHER_SECONDS) / 60
+            progress.write(f"this will take about {minutes:.0f} minutes, more with --to-loss or --run")
     for connection in connections.values():
         connection.send(False)
     seconds = {name: values[1:] for name, values in seconds.items()}  # the first was to warm up
@@ -129,8 +137,14 @@ def throughput(images, palette, device, rounds):
 
     rates = {name: round(len(images) / statistics.median(values)) for name, values in seconds.items()}
     ratios = {f"{name} to plain": ratio("plain, batches of 100", name) for name in list(loops)[1:]}
-    ratios["bf16 to fp32, batches of 25"] = ratio("fp32, batches of 25", "bf16, batches of 25")
+    if "bf16" in precisions:
+        ratios["bf16 to fp32, batches of 25"] = ratio("fp32, batches of 25", "bf16, batches of 25")
     return rates, ratios
+
+
+def has_bf16(device):
+    """Return whether a device has bfloat16 in hardware."""
+    return choose_precision("auto", device) == torch.bfloat16
 
 
 def bounds(device, rounds=20):
@@ -140,7 +154,7 @@ def bounds(device, rounds=20):
     matrices go through another library, which is slower in float32 on some processors.)
     """
     result = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))[: 1 + has_bf16(device)]:
         choose_precision(name, device)  # on a GPU, of float32's convolutions
         settings = {"device": device, "dtype": dtype}
         x, weight = torch.randn(16, 256, 32, 32, **settings), torch.randn(256, 256, 3, 3, **settings)
@@ -198,28 +212,29 @@ def seconds_to_loss(images, test_images, palette_file, device, start_up, flags):
     return result | {"plain": round(took, 1), "plain_epochs": passes, "plain_loss": round(loss, 4)}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv):
+    parser = Parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="timed epochs of each loop (%(default)s)")
     parser.add_argument("--to-loss", metavar="PALETTE")
     parser.add_argument("--run", action="store_true")
     parser.add_argument("--device")
     parser.add_argument("--data", default="cifar10", help="cifar10, or the folder that contains it")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = choose_device(args.device)
     source = ImageSource(args.data)
     if not source.cifar10_folder:
-        sys.exit(f"--data {args.data}: not a folder that contains CIFAR-10")
+        raise UserError(f"--data {args.data}: not a folder that contains CIFAR-10")
     flags = ["--device", str(device), "--data", source.cifar10_folder.resolve()]
     palette_file = palette_path(24, "horse")
     images = source.training_images()
+    print(f"{len(images):,} images of {source}; measuring throughput", flush=True)
 
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} processor"
     result = {"hardware": hardware, "threads": torch.get_num_threads(), "torch": torch.__version__}
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         names = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
         result["capabilities"] = [name for name in names if torch.cpu.get_capabilities().get(name)]
-    rates, result["ratios"] = throughput(images, load_palette(palette_file), device, args.rounds)
+    rates, result["ratios"] = throughput(images[:TIMED_IMAGES], load_palette(palette_file), device, args.rounds)
     result["images_per_second"], result["bounds"] = rates, bounds(device)
     shares = {name: rates[name] / result["bounds"][name[:4]] for name in list(rates)[1:]}
     result["shares_of_bound"] = {name: round(share, 2) for name, share in shares.items()}
@@ -249,4 +264,4 @@ def command_seconds(code):
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
