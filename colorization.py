@@ -40,7 +40,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         group, "--picture-weight", default=defaults["picture_weight"], low=0, high=1e6, text=text, metavar="W"
     )
 
-    group = parser.add_argument_group("smooth prediction (the mean color under sharpened probabilities)")
+    group = parser.add_argument_group("annealed-mean decoding (the mean color under sharpened probabilities)")
     text = f"longer side of the copies of a photograph that the network sees, approximately ({WORKING_SIZE} pixels)"
     flags.add_number(group, "--working-size", low=4, high=512, text=text)
     text = "temperature of the softmax: lower values give bolder colors, higher values paler ones"

@@ -1,4 +1,4 @@
-"""Measure how the temperature and the chroma gain of the smooth prediction trade likeness for color.
+"""Measure how the temperature and the chroma gain of annealed-mean decoding trade likeness for color.
 
 python benchmarks/temperature.py [CHECKPOINT]
 
@@ -31,7 +31,7 @@ def main(argv):
     images = ImageSource(holdout=500).validation_images()
     gray, truth = to_gray(images), to_rgb(images)
     logits = predict(net, gray)
-    base = measure({"gray": gray.expand_as(truth), "truth": truth}, truth)
+    base = measure({"gray": gray.expand_as(truth), "ground truth": truth}, truth)
 
     def described(picture):
         metrics = measure({"picture": picture}, truth)["picture"]
@@ -43,7 +43,7 @@ def main(argv):
         settings = [(logits, checkpoint.palette, gray, temperature, gain) for gain in GAINS]
         rows.append([temperature, *(described(decode_annealed_mean(*each)) for each in settings)])
     plain = apply_chroma(annealed_mean(logits, checkpoint.palette, 0.38).permute(0, 3, 1, 2), gray)
-    print("PSNR over the gray copy, colorfulness as a share of the truth's\n")
+    print("PSNR over the grayscale baseline, colorfulness as a share of the truth's\n")
     print(f"As Zhang et al., temperature 0.38 alone: {described(plain)}\n")
     print_table(["temperature", *(f"gain {gain}" for gain in GAINS)], rows)
 

@@ -3,9 +3,9 @@
 python benchmarks/working_size.py                                   six photographs that come with the libraries
 python benchmarks/working_size.py --photographs FOLDER --held-out   those that training on this folder validates on
 
-Photographs are scaled down to 480 pixels on the longer side. PSNR is that of each photograph minus that of its gray
-copy, averaged over the photographs; colorfulness is the mean as a share of the truth's. The average tint is the mean
-color of all photographs, added to the gray.
+Photographs are scaled down to 480 pixels on the longer side. PSNR is that of each photograph minus that of its gray,
+averaged over the photographs; colorfulness is the mean as a share of the truth's. The dataset-mean baseline is the
+mean color of all photographs, added to the gray.
 """
 
 import argparse
@@ -53,16 +53,16 @@ def as_tensor(image):
 
 
 def compare(images, colorize):
-    """Return (PSNR above the gray copy, CIEDE2000, AuC, colorfulness as a share of the truth's) of colored images."""
+    """Return (PSNR over the gray's, CIEDE2000, AuC, colorfulness as a share of the truth's) of colored images."""
     rows = []
     for image in images:
         truth = as_tensor(image)
         gray = truth.mean(1, keepdim=True)
-        pictures = {"gray": gray.expand_as(truth), "colored": colorize(image, gray), "truth": truth}
+        pictures = {"gray": gray.expand_as(truth), "colored": colorize(image, gray), "ground truth": truth}
         metrics = measure(pictures, truth, perceptual=True)
         values = [metrics["colored"][name]["mean"] for name in ("psnr", "ciede2000", "auc", "colorfulness")]
         values[0] -= metrics["gray"]["psnr"]["mean"]
-        rows.append([*values, metrics["truth"]["colorfulness"]["mean"]])
+        rows.append([*values, metrics["ground truth"]["colorfulness"]["mean"]])
     psnr, ciede2000, auc, colorfulness, true_colorfulness = np.mean(rows, 0)
     return f"{psnr:.2f}", f"{ciede2000:.2f}", f"{auc:.4f}", f"{colorfulness / true_colorfulness:.2f}"
 
@@ -75,7 +75,7 @@ def draw(images, colored, out_dir):
         for image in (image for pair in pairs for image in pair):
             image.thumbnail((THUMBNAIL, THUMBNAIL))
         truth, after = ([as_tensor(image)[0] for image in column] for column in zip(*pairs))
-        rows = {"gray": [picture.mean(0, keepdim=True) for picture in truth], "colored": after, "truth": truth}
+        rows = {"gray": [picture.mean(0, keepdim=True) for picture in truth], "colored": after, "ground truth": truth}
         path = out_dir / f"photographs_{start // COLUMNS + 1}.png"
         save_image_grid(path, "", rows)
         print(f"saved {path}")
@@ -107,11 +107,11 @@ def main(argv):
         return colorize_full_size(*predict_chroma(net, checkpoint.palette, image, size), image)
 
     print(f"{checkpoint}, working size {checkpoint.working_size}; {len(images)} photographs")
-    table = [["gray copy", *compare(images, lambda image, gray: gray.expand(-1, 3, -1, -1))]]
-    table.append(["average tint", *compare(images, lambda image, gray: apply_chroma(tint, gray))])
+    table = [["grayscale baseline", *compare(images, lambda image, gray: gray.expand(-1, 3, -1, -1))]]
+    table.append(["dataset-mean baseline", *compare(images, lambda image, gray: apply_chroma(tint, gray))])
     for size in sorted({*SIZES, checkpoint.working_size}):
         table.append([f"working size {size}", *compare(images, lambda image, gray, n=size: as_tensor(color(image, n)))])
-    print_table(["", "PSNR over the gray copy, dB", "CIEDE2000", "AuC", "colorfulness"], table)
+    print_table(["", "PSNR over the grayscale baseline, dB", "CIEDE2000", "AuC", "colorfulness"], table)
     draw(images, color, args.out_dir)
 
 

@@ -3,6 +3,7 @@
 python docs/make_answers.py --list       list the missing runs, and how long they take
 python docs/make_answers.py --jobs 2     train the missing runs, two at a time; can be interrupted and repeated
 python docs/make_answers.py              train them one by one; in both cases, print the tables and draw the pictures
+python docs/make_answers.py --shipped    only what the palette and the shipped weights give, without training
 
 Runs are saved in outputs/answers/, pictures in docs/answers/. Runs are evaluated on 500 training
 horses held out; only the shipped weights are evaluated on the test horses.
@@ -31,8 +32,9 @@ sys.path.insert(0, str(PROJECT))
 
 import colorization
 from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray, to_rgb
-from models import CLASSIFIERS, MyConv2d, MyDilatedConv2d, predict, stage_outputs
-from pictures.decoding import comparison_rows
+from models import CNN, MyConv2d, MyDilatedConv2d, predict, stage_outputs
+from pictures.decoding import annealed_mean, comparison_rows, labels_to_rgb
+from pictures.metrics import colorfulness
 from pictures.plots import new_figure, save, save_image_grid
 from training.log import RunLog, run_settings
 from training.loop import Trainer, config_from_flags, run_training
@@ -60,11 +62,19 @@ AUGMENTATIONS = {
     "(a), (b), (c) and (d)": [["--augment", "upside-down", "mirror", "shift-x", "shift-y"]],
     "the default and --rebalance": [["--rebalance"]],
 }
-NETWORKS = {model: [["--model", model]] for model in CLASSIFIERS}
+EXERCISE = ("CNN", "UNet", "DUNet")  # its classifiers
+NETWORKS = {model: [["--model", model]] for model in EXERCISE}
 WIDE_CNN = {"CNN of 37 filters": [["--model", "CNN", "-f", 37]]}  # about as many weights as the UNet
 SKIPS = {"upconv1": "downconv2 to upconv1 (8x8)", "upconv2": "downconv1 to upconv2 (16x16)"}
 SKIPS |= {"finalconv": "gray image to finalconv (32x32)"}
-CUTS = {"all skips": [["-e", 10]]} | {name: [["--without", stage, "-e", 10]] for stage, name in SKIPS.items()}
+SKIPS["upconv1+upconv2"] = "both of them"
+CUTS = {"CNN": [["--model", "CNN", "-e", 10]], "all skips": [["-e", 10]]} | {
+    name: [["--without", stage, "-e", 10]] for stage, name in SKIPS.items()
+}
+REGRESSIONS = {
+    "3 maps of 16x16 before the last doubling": [["--without", "labels", "-e", 20]],
+    "24 maps of 16x16 before the last doubling": [["--without", "labels+narrow end", "-e", 20]],
+}
 OPTIMIZERS = {"Muon and Adam": [[]]}
 OPTIMIZERS |= {f"Adam alone, peak {rate}": [["--without", "muon", "-l", rate]] for rate in (0.02, 0.04, 0.08)}
 SWEEP = list(itertools.product((0.02, 0.04, 0.08, 0.16), (12, 25, 50, 100)))  # peak learning rate, batch size
@@ -72,7 +82,7 @@ SWEEP = list(itertools.product((0.02, 0.04, 0.08, 0.16), (12, 25, 50, 100)))  # 
 
 def runs():
     """Return all trainings, {folder: the flags of one or several commands, each going on from the one before}."""
-    conditions = AUGMENTATIONS | NETWORKS | WIDE_CNN | CUTS | OPTIMIZERS
+    conditions = AUGMENTATIONS | NETWORKS | WIDE_CNN | CUTS | REGRESSIONS | OPTIMIZERS
     result = {
         f"{short(name)}_{seed}": [[*flags, "-s", seed] for flags in commands]
         for name, commands in conditions.items()
@@ -190,14 +200,14 @@ def rgb_and_sight(palette):
 def shipped_pictures(data_flags):
     """Print the metrics of the shipped networks' pictures of the test horses."""
     rows = []
-    for model in ("RegressionCNN", *CLASSIFIERS):
-        command = ["colorization.py", "--model", model] if model in CLASSIFIERS else ["color_regression.py"]
+    for model in ("RegressionCNN", *EXERCISE):
+        command = ["colorization.py", "--model", model] if model in EXERCISE else ["color_regression.py"]
         path = RUNS / "shipped" / f"{model}.json"
         script(*command, "--valid", "--json", path, "--out-dir", path.parent, *data_flags)
         for label, row in json.loads(path.read_text())["pictures"].items():
-            if "prediction" in label or model == "UNet":
+            if "prediction" in label or "decoding" in label or model == "UNet":
                 values = [row[name]["mean"] for name in ("psnr", "ssim", "ciede2000", "colorfulness", "balanced_auc")]
-                name = f"{model}, {label}" if "prediction" in label else label
+                name = f"{model}, {label}" if "prediction" in label or "decoding" in label else label
                 rows.append([name, *(f"{value:.4g}" if value is not None else "" for value in values)])
     names = ["", "PSNR, dB", "SSIM", "CIEDE2000", "colorfulness", "balanced AuC"]
     table("Pictures of the shipped networks, test horses", names, rows)
@@ -206,19 +216,71 @@ def shipped_pictures(data_flags):
 def side_by_side(source):
     """Draw the first ten test horses as each shipped network colors them; for the README, six in fewer rows."""
     images, rows = source.validation_images()[:10], {}
-    for model in ("RegressionCNN", *CLASSIFIERS):
+    for model in ("RegressionCNN", *EXERCISE):
         net, checkpoint = load_network(pretrained_path(model=model))
         targets = ImageDataset(images, checkpoint.palette, torch.device("cpu")).targets(images)
         each = comparison_rows(images, targets, predict(net, to_gray(images)), checkpoint.palette)
-        for label in ("prediction", "prediction in palette colors", "smooth prediction"):
+        for label in ("prediction", "argmax decoding", "annealed-mean decoding"):
             if label in each:
-                rows[f"{model}, {label.replace('prediction in ', '')}".removesuffix(", prediction")] = each[label]
-    rows = {"gray input": each["gray input"], **rows, "truth": each["truth"]}
+                rows[f"{model}, {label}".removesuffix(", prediction")] = each[label]
+    rows = {"grayscale input": each["grayscale input"], **rows, "ground truth": each["ground truth"]}
     save_image_grid(PICTURES / "networks.png", "The first ten test horses", rows)
-    few = {"gray": "gray input", "RegressionCNN": "RegressionCNN", "CNN": "CNN, smooth prediction"}
-    few |= {"UNet": "UNet, smooth prediction", "truth": "truth"}
-    few = {label: rows[name][:6] for label, name in few.items()}
+    few = {"gray": "grayscale input", "RegressionCNN": "RegressionCNN", "CNN": "CNN, annealed-mean decoding"}
+    few |= {"UNet": "UNet, annealed-mean decoding", "ground truth": "ground truth"}
+    few = {label: rows[name] for label, name in few.items()}
     save_image_grid(PICTURES / "horses.png", "", few)
+
+
+def palette_picture(palette):
+    """Draw the palette's colors, each with its red, green and blue."""
+    figure = new_figure(figsize=(10, 2.2), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(palette.reshape(2, -1, 3), aspect="auto")
+    for number, color in enumerate((256 * palette).round().astype(int)):
+        row, column = divmod(number, len(palette) // 2)
+        words = f"{number}\n{color[0]} {color[1]} {color[2]}"
+        ink = "white" if color.sum() < 384 else "#111111"
+        ax.text(column, row, words, ha="center", va="center", fontsize=7, color=ink)
+    ax.axis("off")
+    save(figure, PICTURES / "palette.png")
+
+
+def one_pixel(source):
+    """Draw the probabilities of one pixel of the first hundred test horses: whose mean is farthest from its mode."""
+    net, checkpoint = load_network(pretrained_path(model="UNet"))
+    images, palette = source.validation_images()[:100], torch.from_numpy(checkpoint.palette).float()
+    probabilities = predict(net, to_gray(images)).softmax(1).permute(0, 2, 3, 1).flatten(0, 2)  # (N·32·32, 24)
+    mean, mode = probabilities @ palette, palette[probabilities.argmax(1)]
+    pixel = (mean - mode).norm(dim=1).argmax().item()
+    image, (row, column) = pixel // 1024, divmod(pixel % 1024, 32)
+    truth = to_rgb(images).permute(0, 2, 3, 1).flatten(0, 2)[pixel]
+    figure = new_figure(figsize=(10, 3), layout="constrained")
+    bars, swatches = figure.subplots(1, 2, width_ratios=(3, 1))
+    bars.bar(range(len(palette)), probabilities[pixel], color=palette.numpy(), edgecolor="gray")
+    bars.set(xlabel="palette color", ylabel="probability", title=f"Test horse {image}, row {row}, column {column}")
+    colors = {"mode": mode[pixel], "mean": mean[pixel], "ground truth": truth}
+    swatches.imshow(torch.stack(list(colors.values())).view(-1, 1, 3))
+    swatches.set_yticks(range(3), [f"{name} {tuple((256 * c).round().int().tolist())}" for name, c in colors.items()])
+    swatches.set_xticks([])
+    save(figure, PICTURES / "one_pixel.png")
+
+
+def decodings(source):
+    """Print what the decoding alone changes: one network, no gray added; and how much of the variance is gray."""
+    net, checkpoint = load_network(pretrained_path(model="UNet"))
+    images = source.validation_images()
+    truth, logits = to_rgb(images), predict(net, to_gray(images))
+    decoded = {
+        f"mean, T = {t}": annealed_mean(logits, checkpoint.palette, t).permute(0, 3, 1, 2) for t in (1, 0.6, 0.38)
+    }
+    decoded |= {"most probable": labels_to_rgb(logits.argmax(1), checkpoint.palette), "ground truth": truth}
+    rows = []
+    for name, picture in decoded.items():
+        rows.append([name, f"{(picture - truth).square().mean():.6f}", f"{colorfulness(picture).mean():.1f}"])
+    table("Decoding of the shipped UNet, test horses", ["", "mean squared error", "colorfulness"], rows)
+    gray = truth.mean(1, keepdim=True)
+    share = (gray - gray.mean()).square().mean() / (truth - truth.mean((0, 2, 3), keepdim=True)).square().mean()
+    print(f"\nShare of the variance of the test horses' RGB that is in their gray: {share:.1%}")
 
 
 def rebalanced_pictures(data_flags):
@@ -231,11 +293,11 @@ def rebalanced_pictures(data_flags):
             flags = ["--valid", "--holdout", 500, "--checkpoint", folder / file_name("UNet", 3, 32)]
             script("colorization.py", *flags, "--json", folder / "valid.json", "--out-dir", folder, *data_flags)
             content = json.loads((folder / "valid.json").read_text())
-            smooth = content["pictures"]["smooth prediction"]
+            smooth = content["pictures"]["annealed-mean decoding"]
             metrics = [smooth[key]["mean"] for key in ("balanced_auc", "colorfulness", "psnr")]
             values.append([100 * content["accuracy"], *metrics])
         rows.append([name, *(spread(column, digits) for column, digits in zip(zip(*values), (1, 4, 1, 2)))])
-    names = ["", "accuracy, %", "balanced AuC, smooth", "colorfulness, smooth", "PSNR, smooth, dB"]
+    names = ["", "accuracy, %", "balanced AuC", "colorfulness", "PSNR, dB"]
     table("Class rebalancing", names, rows)
 
 
@@ -243,21 +305,32 @@ def train_without(part, argv):
     """Train a UNet whose skip connection into a stage carries zeros, or without Muon; `argv` are colorization.py's."""
     args = colorization.parse(argv)
     device, source = torch.device("cpu"), ImageSource(args.data, holdout=args.holdout)
-    net, checkpoint = new_network(load_palette(palette_path(24, "horse")), args.seed)
+    regression = part.startswith("labels")
+    palette = None if regression else load_palette(palette_path(24, "horse"))
+    net, checkpoint = new_network(palette, args.seed, model="RegressionCNN" if regression else "UNet")
+    if part == "labels+narrow end":
+        net = CNN(3, 32, 24)
+        net.finalconv = MyConv2d(24, 3, 3)
     checkpoint = replace(checkpoint, data=str(source))
-    if part in SKIPS:
-        skip_from = {"upconv1": 64, "upconv2": 32, "finalconv": 24}[part]  # channels before it are the decoder's own
+    for stage in part.split("+") if part in SKIPS else ():
+        own = {"upconv1": 64, "upconv2": 32, "finalconv": 24}[
+            stage
+        ]  # channels of the decoder, before those of the skip
 
-        def zero_skip(module, inputs):
+        def zero_skip(module, inputs, own=own):
             (joined,) = inputs
-            return joined * (torch.arange(joined.shape[1]) < skip_from).view(1, -1, 1, 1)
+            return joined * (torch.arange(joined.shape[1]) < own).view(1, -1, 1, 1)
 
-        getattr(net, part).register_forward_pre_hook(zero_skip)
-    trainer = Trainer(net, source.training_set(checkpoint.palette, device), config_from_flags(args))
+        getattr(net, stage).register_forward_pre_hook(zero_skip)
+    train_set, valid_set = (
+        source.training_set(checkpoint.palette, device),
+        source.validation_set(checkpoint.palette, device),
+    )
+    trainer = Trainer(net, train_set, config_from_flags(args))
     if part == "muon":
         trainer.optimizer = MuonAdam([], list(trainer.raw_model.parameters()))
-    log = RunLog(checkpoint, run_settings(checkpoint, source, None) | trainer.settings(), args.out_dir)
-    run_training(trainer, source.validation_set(checkpoint.palette, device), log, args.resume)
+    settings = run_settings(checkpoint, source, None, valid_set) | trainer.settings()
+    run_training(trainer, valid_set, RunLog(checkpoint, settings, args.out_dir), args.resume)
 
 
 def dilated_filters():
@@ -322,7 +395,7 @@ def receptive_fields():
         rows.append([name, layer.weight.numel(), f"{span}x{span}", extent(receptive_field(layer))])
     table("One filter of one map", ["filter", "weights", "computed", "measured"], rows)
     rows, fields = [], {}
-    for model in CLASSIFIERS:
+    for model in EXERCISE:
         fields[model] = receptive_field(load_network(pretrained_path(model=model))[0])
         rows.append([model, computed_field(dilation=int(model == "DUNet")), extent(fields[model])])
     table("One output pixel of the networks", ["network", "computed", "measured"], rows)
@@ -345,19 +418,22 @@ def receptive_fields():
 def curves(models):
     """Draw the training curves of networks at the same budget, all seeds."""
     figure = new_figure(figsize=(10, 3.8), layout="constrained")
-    for ax, (metric, label) in zip(figure.subplots(1, 2), (("loss", "loss"), ("accuracy", "accuracy"))):
+    for ax, (metric, label) in zip(
+        figure.subplots(1, 2), (("loss", "loss, nats per pixel"), ("accuracy", "accuracy, %"))
+    ):
         for color, model in enumerate(models):
             runs_of = [history(f"{short(model)}_{seed}") for seed in SEEDS]
             for part, style, words in (("train", ":", "training"), ("valid", "-", "held out")):
                 if f"{part}_{metric}" in runs_of[0][0]:  # training has no accuracy
                     values = np.array([[row[f"{part}_{metric}"] for row in rows] for rows in runs_of])
+                    values *= 100 if metric == "accuracy" else 1
                     epochs = np.arange(1, values.shape[1] + 1)
                     ax.plot(epochs, values.mean(0), style, color=f"C{color}", label=f"{model}, {words}")
                     ax.fill_between(epochs, values.min(0), values.max(0), color=f"C{color}", alpha=0.3, linewidth=0)
         ax.set_xlabel("epoch")
         ax.set_ylabel(label)
         ax.grid(alpha=0.3)
-        ax.legend()
+        ax.legend(frameon=False)
     save(figure, PICTURES / "curves.png")
 
 
@@ -376,13 +452,29 @@ def activation_sheets(source):
         save_image_grid(PICTURES / f"activations_{number}.png", f"Test image {number} (right)", rows)
 
 
+def of_the_shipped(source, data_flags):
+    """Print and draw what needs no training."""
+    PICTURES.mkdir(exist_ok=True)
+    palette = load_palette(palette_path(24, "horse"))
+    palette_picture(palette)
+    rgb_and_sight(palette)
+    one_pixel(source)
+    decodings(source)
+    shipped_pictures(data_flags)
+    side_by_side(source)
+    dilated_filters()
+    receptive_fields()
+    activation_sheets(source)
+
+
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--shipped", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, metavar="N")
     parser.add_argument("--data", default="cifar10", help="cifar10, or the folder that contains it")
-    text = "train a UNet without the skip connection into this stage, or without Muon; other flags as usual"
-    parser.add_argument("--without", choices=[*SKIPS, "muon"], help=text)
+    text = "train a UNet without the skip connection into this stage, or without Muon; or a regression; flags as usual"
+    parser.add_argument("--without", choices=[*SKIPS, "muon", "labels", "labels+narrow end"], help=text)
     args, more = parser.parse_known_args(argv)
     if args.without:
         return train_without(args.without, [*more, "--data", args.data])  # colorization.py's flags
@@ -393,6 +485,8 @@ def main(argv):
         raise SystemExit(f"--data {args.data}: not a folder that contains CIFAR-10")
     data_flags = ["--data", source.cifar10_folder.resolve()]
 
+    if args.shipped:
+        return of_the_shipped(source, data_flags)
     missing = {name: flags for name, flags in runs().items() if not finished(name)}
     minutes = sum(map(epochs_of, missing.values())) * SECONDS_PER_EPOCH / 60
     print(f"{len(missing)} of {len(runs())} runs are missing: about {minutes / args.jobs:.0f} minutes", flush=True)
@@ -403,17 +497,16 @@ def main(argv):
     source.validation_images()  # downloads CIFAR-10 if needed, once for all commands
     train_all(missing, data_flags, args.jobs)
 
-    PICTURES.mkdir(exist_ok=True)
-    rgb_and_sight(load_palette(palette_path(24, "horse")))
-    shipped_pictures(data_flags)
-    side_by_side(source)
+    of_the_shipped(source, data_flags)
     curves(["CNN", "UNet"])
     over_seeds("CNN and UNet", ["CNN", *WIDE_CNN, "UNet"])
+    rows = []
+    for name in REGRESSIONS:
+        last = [history(f"{short(name)}_{seed}")[-1] for seed in SEEDS]
+        rows.append([name, *(spread([row[part] for row in last], 6) for part in ("valid_loss", "train_loss"))])
+    table("Regression, 20 epochs", ["", "held-out mean squared error", "training"], rows)
     over_seeds("UNet trained without a skip connection, 10 epochs", CUTS)
     over_seeds("Optimizers, UNet", OPTIMIZERS)
-    dilated_filters()
-    receptive_fields()
-    activation_sheets(source)
     over_seeds("Augmentation, UNet", [name for name in AUGMENTATIONS if "--rebalance" not in name])
     rebalanced_pictures(data_flags)
     rates, batches = (sorted({pair[axis] for pair in SWEEP}) for axis in (0, 1))

@@ -79,11 +79,11 @@ def comparison_rows(
     `targets` are labels (N, H, W) and `outputs` logits (N, K, H, W); without a palette both are RGB (N, 3, H, W).
     """
     gray, truth = to_gray(images), to_rgb(images)
-    rows = {"gray input": gray.expand(-1, 3, -1, -1)}
+    rows = {"grayscale input": gray.expand(-1, 3, -1, -1)}
     if palette is None:
         rows["prediction"] = outputs.clamp(0, 1)
     else:
-        rows["prediction in palette colors"] = labels_to_rgb(outputs.argmax(1), palette)
-        rows["smooth prediction"] = decode_annealed_mean(outputs, palette, gray, temperature)
-        rows["truth in palette colors"] = labels_to_rgb(targets, palette)
-    return rows | {"truth": truth}
+        rows["argmax decoding"] = labels_to_rgb(outputs.argmax(1), palette)
+        rows["annealed-mean decoding"] = decode_annealed_mean(outputs, palette, gray, temperature)
+        rows["quantized ground truth"] = labels_to_rgb(targets, palette)
+    return rows | {"ground truth": truth}

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+INK = "#808080"
+
+
 def new_figure(**settings: Any) -> "Figure":
     """Return an empty figure. Importing matplotlib takes half a second, so it happens here, not at start-up."""
     os.environ.pop("MPLBACKEND", None)  # figures are only written to files; a notebook's backend may not be importable
@@ -25,9 +28,16 @@ def new_figure(**settings: Any) -> "Figure":
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a figure as PNG, atomically."""
+    """Write a figure as PNG, atomically; transparent, with gray text that reads on light and dark pages."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(lambda artist: isinstance(artist, Text) and artist.get_color() == "black"):
+        text.set_color(INK)  # type: ignore[attr-defined]
+    for ax in figure.axes:
+        ax.tick_params(color=INK)
+        ax.spines[:].set_edgecolor(INK)
     with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=100, bbox_inches="tight", facecolor="white")
+        figure.savefig(file, format="png", dpi=200, bbox_inches="tight", transparent=True)
 
 
 def save_image_grid(path: Path, title: str, rows: Mapping[str, Sequence[Tensor] | Tensor]) -> None:
@@ -35,12 +45,14 @@ def save_image_grid(path: Path, title: str, rows: Mapping[str, Sequence[Tensor] 
     tall, wide = np.max([image.shape[1:] for images in rows.values() for image in images], axis=0)
     gap, columns = math.ceil(max(tall, wide) / 32), max(len(images) for images in rows.values())
     down, right = tall + gap, wide + gap  # from one image to the next
-    sheet = np.ones((len(rows) * down, columns * right, 3), np.float32)  # one image: 50 axes would take two seconds
+    sheet = np.zeros((len(rows) * down, columns * right, 4), np.float32)  # one image: 50 axes would take two seconds
     for row, images in enumerate(rows.values()):
         for column, image in enumerate(images):
             height, width = image.shape[1:]
             top, left = row * down + (tall - height) // 2, column * right + (wide - width) // 2
-            sheet[top : top + height, left : left + width] = image.detach().cpu().clamp(0, 1).permute(1, 2, 0)
+            place = sheet[top : top + height, left : left + width]
+            place[..., :3] = image.detach().cpu().clamp(0, 1).permute(1, 2, 0)
+            place[..., 3] = 1  # around it, the sheet is transparent
     inches = max(1.15 / max(down, right), 0.01)  # of one pixel, which is drawn as one or more
     size = inches * columns * right + 1.6, inches * len(rows) * down + 0.5
     figure = new_figure(figsize=size, layout="constrained")
@@ -60,14 +72,16 @@ def save_curve(path: Path, title: str, history: list[dict]) -> None:
     names = [name.removeprefix("valid_") for name in history[0] if name.startswith("valid_")]
     figure = new_figure(figsize=(5 * len(names), 3.6), layout="constrained")
     for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        scale = 100 if name == "accuracy" else 1
         for part, words, color in (("train", "training", "C0"), ("valid", "validation", "C1")):
             if f"{part}_{name}" in history[0]:
-                ax.plot(epochs, [row[f"{part}_{name}"] for row in history], color, marker=".", label=words)
+                values = [scale * row[f"{part}_{name}"] for row in history]
+                ax.plot(epochs, values, color, marker=".", label=words)
         ax.set_xlabel("epoch")
-        ax.set_ylabel(name)
+        ax.set_ylabel(f"{name}, %" if name == "accuracy" else name)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
-        ax.legend()
+        ax.legend(frameon=False)
     figure.suptitle(title, parse_math=False)
     save(figure, path)
 

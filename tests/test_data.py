@@ -339,3 +339,32 @@ def test_k_means_starts_from_the_seed(monkeypatch):
     monkeypatch.setattr(KMeans, "fit", lambda self, *a, **k: seen.append(self.random_state) or fit(self, *a, **k))
     data.fit_palette(torch.from_numpy(smooth_images(4)), 3, seed=5)
     assert seen == [5]
+
+
+def test_a_palette_of_chromas_tells_colors_apart_whatever_their_gray():
+    """Dark and light pixels of two chromas: two colors of gray 1/2, and labels by the nearest chroma."""
+    chromas = np.array([[40, -20, -20], [-24, -12, 36]])
+    pixels = np.stack([gray + chromas[number % 2] for number, gray in enumerate((60, 70, 100, 128, 180, 200))])
+    images = torch.from_numpy(pixels.T.reshape(1, 3, 2, 3).astype(np.uint8))
+    palette, distance = data.fit_palette(images, 2, chroma=True)
+    assert np.allclose(palette.mean(1), 0.5) and distance < 1e-6
+    assert np.allclose(sorted(palette.tolist()), sorted((0.5 + chromas / 256).tolist()))
+    labels = data.ImageDataset(images, palette, CPU).targets(images)[0].flatten()
+    assert np.allclose(palette[labels.numpy()], 0.5 + chromas[[0, 1] * 3] / 256)
+    with pytest.raises(UserError, match="only 2 different colors"):
+        data.fit_palette(images, 3, chroma=True)
+
+
+def test_validation_images_are_of_the_training_set_only_if_held_out(cifar):
+    test = cifar10.load_cifar10(cifar, ["horse"], train=False)[0]
+    training = cifar10.load_cifar10(cifar, ["horse"], train=True)[0]
+    assert torch.equal(ImageSource().validation_images(), test)
+    held = ImageSource(holdout=3).validation_images()
+    assert len(held) == 3 and all((training == image).flatten(1).all(1).any() for image in held)
+    assert torch.equal(torch.cat([ImageSource(holdout=3).training_images(), held]).sum(0), training.sum(0))
+
+
+def test_a_palette_file_is_small(tmp_path):
+    np.save(tmp_path / "p.npy", np.zeros(200_000))
+    with pytest.raises(UserError, match="it has 1,600,128 bytes"):
+        data.load_palette(tmp_path / "p.npy")

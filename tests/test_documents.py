@@ -22,7 +22,7 @@ NAMES = [str(path.relative_to(PROJECT)) for path in DOCUMENTS]
 SCRIPTS = ["colorization", "color_regression", "activations", "data", "models"]
 TOOLS = ["docs/make_answers", "docs/make_exercise"]
 TOOLS += [f"benchmarks/{path.stem}" for path in PROJECT.glob("benchmarks/*.py")]
-FOREIGN_FLAGS = {"--index-url", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--check"}
+FOREIGN_FLAGS = {"--extra-index-url", "--index-url", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--check"}
 FOREIGN_FLAGS |= {"--tb"}
 
 
@@ -55,16 +55,16 @@ def place(cifar, tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(PROJECT / name)
     monkeypatch.setattr(data, "MIN_CROPS", 40)
     monkeypatch.setattr(pictures.plots, "save", lambda figure, path: path.parent.mkdir(parents=True, exist_ok=True))
-    for folder in ("album", "old", "handout"):
-        (tmp_path / folder).mkdir()
+    for folder in ("album", "old", "handout/weights", "handout/color"):
+        (tmp_path / folder).mkdir(parents=True)
     for number, picture in enumerate(smooth_images(10)):
         for folder in ("album", "old"):
             Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / folder / f"{number}.png")
     shutil.copy(tmp_path / "album" / "0.png", tmp_path / "photo.jpg")
     np.save(tmp_path / "mine.npy", smooth_images(40))
     content = torch.load(PROJECT / "weights" / "unet_k3_f32.pkl", weights_only=True)
-    torch.save(content["state_dict"], tmp_path / "handout" / "unet_k3_f32.pkl")
-    shutil.copy(PROJECT / "color" / "color_kmeans24_cat7.npy", tmp_path / "handout")
+    torch.save(content["state_dict"], tmp_path / "handout" / "weights" / "unet_k3_f32.pkl")
+    shutil.copy(PROJECT / "color" / "color_kmeans24_cat7.npy", tmp_path / "handout" / "color")
     return tmp_path
 
 
@@ -77,6 +77,18 @@ def test_commands_run_on_small_data(name, place, capsys):
             seen.append((script, argv))
             importlib.import_module(script).main(shrink(script, argv))
         assert script in [*SCRIPTS, *TOOLS], script
+
+
+def test_the_first_two_blocks_are_one_line_each():
+    """They clone, make an environment and install; the first ends with pictures, the second with passed tests."""
+    blocks = re.findall(
+        r"^```\n(.*?)^```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    start = "git clone URL colorization && cd colorization && python3 -m venv .venv && .venv/bin/pip install -r"
+    assert blocks[0].splitlines() == [
+        f"{start} requirements.txt && .venv/bin/python colorization.py --data sample -e 3"
+    ]
+    assert blocks[1].splitlines() == [f"{start} requirements-dev.txt && .venv/bin/python -m pytest -q"]
 
 
 def anchors(path):
@@ -107,7 +119,7 @@ def test_files_that_are_named_exist(name):
 
 
 def test_tests_that_are_named_exist():
-    text = (PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    text = (PROJECT / "tests" / "README.md").read_text(encoding="utf-8")
     for row in text.splitlines():
         file = None
         for named, test in re.findall(r"`(test_\w+\.py)?::(test_\w+)`", row):

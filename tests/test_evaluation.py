@@ -22,13 +22,13 @@ def test_validation_writes_every_images_figures(cifar, small_palette, capsys):
     printed = capsys.readouterr().out
     figures = json.loads(Path("figures.json").read_text())
     names = {"psnr", "colorfulness", "ssim", "ciede2000", "auc", "balanced_auc"}
-    rows = {"gray input", "mean training color, over the gray", "prediction in palette colors", "smooth prediction"}
-    rows |= {"truth in palette colors", "truth in palette colors, over the gray", "truth"}
+    rows = {"grayscale input", "dataset mean, over the gray", "argmax decoding", "annealed-mean decoding"}
+    rows |= {"quantized ground truth", "quantized ground truth, over the gray", "ground truth"}
     assert figures["pictures"].keys() == rows and figures["loss"] > 0
     for label, row in figures["pictures"].items():
         assert label in printed and row.keys() == names
         assert all(len(both["per_image"]) == 4 for both in row.values())  # horses among 40 images
-    assert figures["pictures"]["gray input"]["colorfulness"]["mean"] == 0
+    assert figures["pictures"]["grayscale input"]["colorfulness"]["mean"] == 0
 
 
 def test_loss_and_accuracy_by_hand():
@@ -85,12 +85,12 @@ def test_validation_owns_its_mode(training):
 def test_pictures_are_measured_against_the_truth():
     truth = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1).expand(2, 3, 8, 8)
     gray = truth.mean(1, keepdim=True).expand(2, 3, 8, 8)
-    panels = {"gray input": gray, "prediction": (gray + truth) / 2 + 0.1, "truth": truth}
+    panels = {"grayscale input": gray, "prediction": (gray + truth) / 2 + 0.1, "ground truth": truth}
     color = torch.tensor([0, 64, 128], dtype=torch.uint8).view(1, 3, 1, 1).expand(4, 3, 8, 8)
     measured = measure_pictures(panels, "prediction", SimpleNamespace(training_images=lambda: color))
-    errors = {"gray input": 0.08 / 3, "prediction": 0.02 / 3 + 0.01, "prediction, over the gray": 0.02 / 3}
-    errors["mean training color, over the gray"] = 2 * 0.05**2 / 3  # (0.15, 0.4, 0.65)
-    assert list(measured) == [*errors, "truth"]
+    errors = {"grayscale input": 0.08 / 3, "prediction": 0.02 / 3 + 0.01, "prediction, over the gray": 0.02 / 3}
+    errors["dataset mean, over the gray"] = 2 * 0.05**2 / 3  # (0.15, 0.4, 0.65)
+    assert list(measured) == [*errors, "ground truth"]
     for label, error in errors.items():
         assert measured[label]["psnr"]["mean"] == pytest.approx(-10 * math.log10(error), abs=1e-3)
 
@@ -102,9 +102,9 @@ def test_the_first_ten_images_are_drawn_at_the_temperature(cifar, small_palette,
     colorization.main(["-e", "1", "-b", "10", "--category", "all", *flags, "--plot"])
     colorization.main(["--valid", "--category", "all", "--checkpoint", "outputs/unet_k3_f4.pkl", "--temperature", "5"])
     for rows in drawn:
-        assert torch.equal(rows["truth"], to_rgb(ImageSource(category="all").validation_images()[:10]))
-        torch.testing.assert_close(rows["smooth prediction"], drawn[0]["smooth prediction"])
+        assert torch.equal(rows["ground truth"], to_rgb(ImageSource(category="all").validation_images()[:10]))
+        torch.testing.assert_close(rows["annealed-mean decoding"], drawn[0]["annealed-mean decoding"])
     colorization.main(["--valid", "--category", "all", "--checkpoint", "outputs/unet_k3_f4.pkl"])
     assert len(drawn) == 4 and not torch.allclose(
-        drawn[3]["smooth prediction"], drawn[0]["smooth prediction"], atol=1e-4
+        drawn[3]["annealed-mean decoding"], drawn[0]["annealed-mean decoding"], atol=1e-4
     )

@@ -352,3 +352,24 @@ def test_a_photograph_stays_on_its_side_whatever_joins_it(tmp_path):
         tmp_path / "gone.png",
         *all_of_them,
     ]
+
+
+def test_crops_are_from_everywhere_and_of_any_brightness():
+    rows, columns = np.mgrid[:80, :120].astype(np.uint8)
+    photographs = [np.stack([np.full_like(rows, 128), rows, columns], 2)]
+    crops = image_files.random_crops(photographs, 32, 64, 200, seed=0)
+    assert (crops[:, 0] == 128).all()
+    assert crops[:, 1, 0, 0].unique().numel() > 10 and crops[:, 2, 0, 0].unique().numel() > 10
+    gray = image_files.random_crops(photographs, 32, 64, 2000, seed=0, gammas=(0.5, 2))[:, 0, 0, 0] / 255
+    exponents = gray.log() / np.log(128 / 255)  # drawn evenly on a logarithmic scale
+    assert 0.49 < exponents.min() < 0.52 and 1.9 < exponents.max() < 2.02
+    assert exponents.log().mean().abs() < 0.05
+
+
+def test_the_previews_in_a_phones_picture_are_no_frames(tmp_path):
+    Image.new("RGB", (16, 16), "red").save(
+        tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16), "blue")]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.asarray(image_files.read_image(tmp_path / "a.jpg")[0])[8, 8, 0] > 250

@@ -4,6 +4,7 @@ import copy
 import gc
 import math
 import re
+import tempfile
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +16,12 @@ import torch.nn.functional as F
 from helpers import BLACK_AND_WHITE, CPU, PALETTE, THREE_COLORS, Fixed, random_dataset, random_images
 
 import colorization
-from data import ImageDataset
+from data import ImageDataset, to_gray
 from models import create_model
 from pictures.decoding import chroma_error
 from training import loop
-from training.evaluation import evaluate
+from training.augmentation import AUGMENTATIONS
+from training.evaluation import cross_entropy, evaluate
 from training.log import RunLog
 from training.loop import Trainer, TrainingConfig, choose_precision, class_weights
 from training.optim import MuonAdam, WeightAverage, one_cycle, split_parameters
@@ -50,7 +52,9 @@ class ListLog(RunLog):
 
     def __init__(self):
         self.history, self.checkpoint = [], SimpleNamespace(model="it", data="images")
-        self.path, self.out_dir, self.settings = Path("it.pkl"), Path("nowhere"), {"epochs": 2, "learning_rate": 0.01}
+        self.folder = tempfile.TemporaryDirectory()  # for as long as this log
+        self.out_dir, self.settings = Path(self.folder.name), {"epochs": 2, "learning_rate": 0.01}
+        self.path = self.out_dir / "it.pkl"
 
     def write(self, metrics, weights, trainer_state):
         self.history.append(metrics)
@@ -356,3 +360,16 @@ def test_processes_share_a_batch(monkeypatch):
         trainer.train_epoch(1)
     assert [len(part) for part in shown] == [3, 3, 2, 2]
     assert len(set(chain(*shown))) == 10
+
+
+def test_a_step_takes_the_augmented_images_and_their_targets(monkeypatch):
+    """A transform that is the same for all images: the loss is that of the images so transformed."""
+    monkeypatch.setitem(AUGMENTATIONS, "mirror", lambda images: 255 - images)
+    dataset = random_dataset(6)
+    dataset.set_images(torch.cat([dataset.images, 255 - dataset.images]))
+    config = TrainingConfig(batch_size=6, augment=("mirror",), precision="fp32")
+    for images, other in ((dataset.images[:6], dataset.images[6:]), (dataset.images[6:], dataset.images[:6])):
+        torch.manual_seed(0)
+        trainer = loop.Trainer(create_model("CNN", 3, 2, len(dataset.palette)), dataset, config)
+        expected = cross_entropy(trainer.model(to_gray(other)), dataset.targets(other))
+        assert trainer.step(images, 0.0).item() == pytest.approx(expected.item(), abs=1e-5)

@@ -22,7 +22,7 @@ def test_colorfulness_by_hand():
 
 def test_measures_are_scikit_images():
     truth, picture = some_pictures(seed=1), (some_pictures(seed=1) + 0.1 * some_pictures(seed=2)).clamp(0, 1)
-    figures = metrics.measure({"it": picture, "truth": truth}, truth, perceptual=True)["it"]
+    figures = metrics.measure({"it": picture, "ground truth": truth}, truth, perceptual=True)["it"]
     one = [x.permute(0, 2, 3, 1).numpy() for x in (picture, truth)]
     assert figures["psnr"]["mean"] == pytest.approx(peak_signal_noise_ratio(*one, data_range=1), abs=1e-4)
     for number, (made, true) in enumerate(zip(*one)):
@@ -35,7 +35,7 @@ def test_measures_are_scikit_images():
 
 def test_the_truth_itself_measures_as_perfect():
     truth = some_pictures()
-    figures = metrics.measure({"truth": truth}, truth, perceptual=True)["truth"]
+    figures = metrics.measure({"ground truth": truth}, truth, perceptual=True)["ground truth"]
     assert figures["psnr"]["mean"] is None and figures["psnr"]["per_image"] == [None] * 3
     assert [figures[name]["mean"] for name in ("ssim", "auc", "balanced_auc", "ciede2000")] == pytest.approx(
         [1, 1, 1, 0]

@@ -115,7 +115,7 @@ def test_shipped_weights_give_the_figures_that_stand_beside_them(capsys, tmp_pat
 def test_the_shipped_unets_smooth_pictures(tmp_path):
     colorization.main(["--valid", "--json", str(tmp_path / "figures.json"), "--out-dir", str(tmp_path)])
     pictures = json.loads((tmp_path / "figures.json").read_text())["pictures"]
-    smooth, gray, truth = (pictures[name] for name in ("smooth prediction", "gray input", "truth"))
+    smooth, gray, truth = (pictures[name] for name in ("annealed-mean decoding", "grayscale input", "ground truth"))
     assert smooth["psnr"]["mean"] - gray["psnr"]["mean"] == pytest.approx(2.35, abs=0.01)
     assert smooth["colorfulness"]["mean"] / truth["colorfulness"]["mean"] == pytest.approx(0.699, abs=0.005)
 

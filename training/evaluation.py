@@ -98,7 +98,7 @@ def run_validation(
     save_image_grid(path, title, {label: panel[:NUM_SAMPLES] for label, panel in panels.items()})
     print(f"saved {path}")
 
-    label = "truth in palette colors" if checkpoint.is_classifier else "prediction"
+    label = "quantized ground truth" if checkpoint.is_classifier else "prediction"
     picture_metrics = measure_pictures(panels, label, source if json_path else None)
     print_metrics(picture_metrics)
     if json_path:
@@ -112,13 +112,13 @@ def measure_pictures(panels: dict[str, Tensor], label: str, source: ImageSource 
 
     With a source: the slower metrics as well, and a row for the mean color of its training images.
     """
-    gray, truth = panels["gray input"][:, :1], panels["truth"]
-    panels = {name: panel for name, panel in panels.items() if name != "truth"}
+    gray, truth = panels["grayscale input"][:, :1], panels["ground truth"]
+    panels = {name: panel for name, panel in panels.items() if name != "ground truth"}
     panels[f"{label}, over the gray"] = apply_chroma(panels[label], gray)
     if source:
         mean = subsample(source.training_images()).mean((0, 2, 3), dtype=torch.float32) / 256
-        panels["mean training color, over the gray"] = apply_chroma(mean.view(1, 3, 1, 1), gray)
-    return measure(panels | {"truth": truth}, truth, perceptual=source is not None)
+        panels["dataset mean, over the gray"] = apply_chroma(mean.view(1, 3, 1, 1), gray)
+    return measure(panels | {"ground truth": truth}, truth, perceptual=source is not None)
 
 
 def draw_samples(path: Path, title: str, net: Network, dataset: ImageDataset, temperature: float = TEMPERATURE) -> None:
