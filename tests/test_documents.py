@@ -22,7 +22,15 @@ NAMES = [str(path.relative_to(PROJECT)) for path in DOCUMENTS]
 SCRIPTS = ["colorization", "color_regression", "activations", "data", "models"]
 TOOLS = ["docs/make_answers", "docs/make_exercise"]
 TOOLS += [f"benchmarks/{path.stem}" for path in PROJECT.glob("benchmarks/*.py")]
-FOREIGN_FLAGS = {"--extra-index-url", "--index-url", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--check"}
+FOREIGN_FLAGS = {
+    "--extra-index-url",
+    "--index-url",
+    "--nproc-per-node",
+    "--nnodes",
+    "--rdzv-backend",
+    "--rdzv-endpoint",
+    "--check",
+}
 FOREIGN_FLAGS |= {"--tb"}
 
 
