@@ -319,7 +319,9 @@ def palette_for(colors: str, source: ImageSource, seed: int = 0) -> np.ndarray:
 
 def main(argv: list[str]) -> None:
     parser = Parser("Fit a palette to all training pixels by k-means.")
-    add_number(parser, "-c", "--colors", default=COLORS, low=2, high=256, text="number of colors", metavar="K")
+    add_number(
+        parser, "-c", "--colors", "--colours", default=COLORS, low=2, high=256, text="number of colors", metavar="K"
+    )
     add_number(parser, "-s", "--seed", default=0, low=0, high=2**32 - 1, text="seed of k-means")
     text = "tell colors apart by their chroma alone, whatever their gray"
     parser.add_argument("--chroma", action="store_true", help=text)

@@ -36,7 +36,7 @@ def main(argv):
     def described(picture):
         metrics = measure({"picture": picture}, truth)["picture"]
         gained = metrics["psnr"]["mean"] - base["gray"]["psnr"]["mean"]
-        return f"{gained:.2f} dB, {metrics['colorfulness']['mean'] / base['truth']['colorfulness']['mean']:.2f}"
+        return f"{gained:.2f} dB, {metrics['colorfulness']['mean'] / base['ground truth']['colorfulness']['mean']:.2f}"
 
     rows = []
     for temperature in TEMPERATURES:

@@ -3,9 +3,10 @@
 python benchmarks/working_size.py                                   six photographs that come with the libraries
 python benchmarks/working_size.py --photographs FOLDER --held-out   those that training on this folder validates on
 
-Photographs are scaled down to 480 pixels on the longer side. PSNR is that of each photograph minus that of its gray,
-averaged over the photographs; colorfulness is the mean as a share of the truth's. The dataset-mean baseline is the
-mean color of all photographs, added to the gray.
+Photographs are scaled down to 480 pixels on the longer side. The gain is that of the PSNR of the mean squared error,
+averaged over the photographs, over that of the gray alone; colorfulness is the mean as a share of the truth's. The
+dataset-mean baseline is the mean color of all photographs, added to the gray; the last column is the share of
+photographs that are closer to the truth than that.
 """
 
 import argparse
@@ -53,18 +54,31 @@ def as_tensor(image):
 
 
 def compare(images, colorize):
-    """Return (PSNR over the gray's, CIEDE2000, AuC, colorfulness as a share of the truth's) of colored images."""
-    rows = []
+    """Return what colored images have each: {"mse", "gray", "ciede2000", "auc", "colorfulness", "truth": (N,)}.
+
+    "gray" is the mean squared error of the gray alone, and "truth" the true colorfulness.
+    """
+    columns = {name: [] for name in ("mse", "gray", "ciede2000", "auc", "colorfulness", "truth")}
     for image in images:
         truth = as_tensor(image)
         gray = truth.mean(1, keepdim=True)
-        pictures = {"gray": gray.expand_as(truth), "colored": colorize(image, gray), "ground truth": truth}
-        metrics = measure(pictures, truth, perceptual=True)
-        values = [metrics["colored"][name]["mean"] for name in ("psnr", "ciede2000", "auc", "colorfulness")]
-        values[0] -= metrics["gray"]["psnr"]["mean"]
-        rows.append([*values, metrics["ground truth"]["colorfulness"]["mean"]])
-    psnr, ciede2000, auc, colorfulness, true_colorfulness = np.mean(rows, 0)
-    return f"{psnr:.2f}", f"{ciede2000:.2f}", f"{auc:.4f}", f"{colorfulness / true_colorfulness:.2f}"
+        colored = colorize(image, gray)
+        metrics = measure({"colored": colored, "ground truth": truth}, truth, perceptual=True)
+        for name in ("ciede2000", "auc", "colorfulness"):
+            columns[name].append(metrics["colored"][name]["mean"])
+        columns["truth"].append(metrics["ground truth"]["colorfulness"]["mean"])
+        columns["mse"].append((colored - truth).square().mean().item())
+        columns["gray"].append((gray - truth).square().mean().item())
+    return {name: np.array(values) for name, values in columns.items()}
+
+
+def described(row, baseline):
+    """Return a table's columns for what compare() returned."""
+    mean = {name: values.mean() for name, values in row.items()}
+    gain = 10 * np.log10(mean["gray"] / mean["mse"])
+    better = f"{(row['mse'] < baseline['mse']).mean():.0%}" if row is not baseline else ""
+    share = mean["colorfulness"] / mean["truth"]
+    return f"{gain:.2f}", f"{share:.2f}", f"{mean['ciede2000']:.2f}", f"{mean['auc']:.4f}", better
 
 
 def draw(images, colored, out_dir):
@@ -84,7 +98,7 @@ def draw(images, colored, out_dir):
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="color photographs (six of the libraries)")
-    parser.add_argument("--held-out", action="store_true", help="only the fifth that training validates on")
+    parser.add_argument("--held-out", action="store_true", help="only the tenth that training validates on")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights (the shipped ones for photographs)")
     parser.add_argument("--out-dir", type=Path, default=Path("outputs"), metavar="DIR", help="for the drawn pictures")
     args = parser.parse_args(argv)
@@ -107,11 +121,13 @@ def main(argv):
         return colorize_full_size(*predict_chroma(net, checkpoint.palette, image, size), image)
 
     print(f"{checkpoint}, working size {checkpoint.working_size}; {len(images)} photographs")
-    table = [["grayscale baseline", *compare(images, lambda image, gray: gray.expand(-1, 3, -1, -1))]]
-    table.append(["dataset-mean baseline", *compare(images, lambda image, gray: apply_chroma(tint, gray))])
+    baseline = compare(images, lambda image, gray: apply_chroma(tint, gray))
+    rows = {"grayscale baseline": compare(images, lambda image, gray: gray.expand(-1, 3, -1, -1))}
+    rows["dataset-mean baseline"] = baseline
     for size in sorted({*SIZES, checkpoint.working_size}):
-        table.append([f"working size {size}", *compare(images, lambda image, gray, n=size: as_tensor(color(image, n)))])
-    print_table(["", "PSNR over the grayscale baseline, dB", "CIEDE2000", "AuC", "colorfulness"], table)
+        rows[f"working size {size}"] = compare(images, lambda image, gray, n=size: as_tensor(color(image, n)))
+    names = ["", "gain over the gray, dB", "colorfulness", "CIEDE2000", "AuC", "better than the mean"]
+    print_table(names, [[label, *described(row, baseline)] for label, row in rows.items()])
     draw(images, color, args.out_dir)
 
 

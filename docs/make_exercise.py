@@ -46,7 +46,7 @@ OPTIONAL = {
         "then their average. Return the loss, detached.",
     ),
 }
-COPIED = r"(?!docs/|benchmarks/|\.(?!gitignore)|\w+\.md|weights/README|tests/(?!conftest|helpers|test_parts))"
+COPIED = r"(?!docs/|benchmarks/|\.(?!gitignore)|\w+\.md|CITATION|weights/README|tests/(?!conftest|helpers|test_parts))"
 
 
 def find(tree, name):

@@ -4,6 +4,9 @@ A guided filter (He et al. 2013) enlarges the chroma along the edges of the gray
 """
 
 import contextlib
+import hashlib
+import io
+import itertools
 import os
 import re
 import sys
@@ -145,45 +148,61 @@ def colorize_full_size(chroma: Tensor, gray: Tensor, image: Image.Image) -> Imag
     return Image.fromarray(colored)
 
 
-def kept_metadata(info: dict, mark: str) -> dict:
+def kept_metadata(info: dict, image_format: str, mark: str) -> dict:
     """Return what a colored image keeps of its source's `info`, as arguments of Image.save(), without the thumbnail.
 
-    Those are resolution, EXIF data, XMP data and comments. The mark is added to the EXIF data.
+    Those are resolution, EXIF data, XMP data and comments, if they can be written. The mark is added to the EXIF data.
     """
     kept: dict = {}
-    if all(1 <= value < 1 << 16 for value in info.get("dpi", [0])):  # what a JPEG can store; NaN in a broken TIFF
+    if all(1 <= value < 65_000 for value in info.get("dpi", [0])):  # what a JPEG can store; NaN in a broken TIFF
         kept["dpi"] = info["dpi"]
-    exif = Image.Exif()
-    with contextlib.suppress(Exception):  # broken metadata may raise anything
-        exif.load(info["exif"])
-        if len(exif.tobytes()) > METADATA:
-            exif = Image.Exif()
-    exif[PROCESSING_SOFTWARE] = mark
-    text = PngImagePlugin.PngInfo()
-    for key, value in info.items():
-        if isinstance(value, str) and len(value) < METADATA and not key.startswith("XML:"):
-            text.add_itxt(key, value)
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
+    comment = info.get("comment") or b""
+    text = PngImagePlugin.PngInfo()
+    for key, value in info.items():
+        if isinstance(value, str) and len(value) < METADATA and not key.startswith("XML:") and key != "compression":
+            text.add_itxt(key, value)
     if 0 < len(xmp) < METADATA:
         kept["xmp"] = xmp
         text.add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
-    if 0 < len(info.get("comment") or b"") < METADATA:
-        kept["comment"] = info["comment"]
-    return kept | {"exif": exif.tobytes(), "pnginfo": text}
+    if isinstance(comment, bytes) and 0 < len(comment) < METADATA:
+        kept["comment"] = comment
+        text.add_itxt("Comment", comment.decode(errors="replace"))
+    exif, marked = Image.Exif(), Image.Exif()
+    exif[PROCESSING_SOFTWARE] = marked[PROCESSING_SOFTWARE] = mark
+    with contextlib.suppress(Exception):  # broken metadata may raise anything
+        exif.load(info["exif"])
+        exif[PROCESSING_SOFTWARE] = mark
+        whole = kept | {"exif": exif.tobytes(), "pnginfo": text}
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), image_format, **whole)
+        if len(whole["exif"]) < METADATA:
+            return whole
+    return kept | {"exif": marked.tobytes(), "pnginfo": text}
 
 
 def fingerprint(checkpoint: Checkpoint) -> int:
-    """Return a checksum of a network's weights."""
-    return zlib.crc32(b"".join(value.cpu().contiguous().numpy().tobytes() for value in checkpoint.state_dict.values()))
+    """Return a checksum of a network's weights, palette and working size."""
+    weights = (value.detach().cpu().reshape(-1).view(torch.uint8).numpy() for value in checkpoint.state_dict.values())
+    return zlib.crc32(b"".join(map(bytes, weights)) + repr((checkpoint.palette, checkpoint.working_size)).encode())
 
 
 def save_image(path: Path, image: Image.Image, info: dict, mark: str) -> None:
     """Write a colored image, as JPEG or PNG by its path's ending. Raises UserError if that fails."""
     check_writable(path)
+    image_format = "JPEG" if path.suffix == ".jpg" else "PNG"
     settings: dict = {"quality": 93} if path.suffix == ".jpg" else {"compress_level": 1}
     with atomic_write(path) as file:
-        image.save(file, "JPEG" if path.suffix == ".jpg" else "PNG", **settings, **kept_metadata(info, mark))
+        image.save(file, image_format, **settings, **kept_metadata(info, image_format, mark))
+
+
+def mark_of(path: Path) -> str:
+    """Return what a colored image was made from, as colorize_files() has recorded it; "" for any other file."""
+    with contextlib.suppress(Exception):  # it may be anything
+        if path.is_file():
+            with Image.open(path) as result:
+                return str(result.getexif().get(PROCESSING_SOFTWARE, ""))
+    return ""
 
 
 def result_path(folder: Path, source: Path, as_jpeg: bool, mark: str) -> tuple[Path, bool]:
@@ -192,10 +211,9 @@ def result_path(folder: Path, source: Path, as_jpeg: bool, mark: str) -> tuple[P
     It is if a file there has the same mark, which says what it was made from.
     """
     number, path = 1, folder / f"{source.stem}_colored.{'jpg' if as_jpeg else 'png'}"
-    while path.exists():
-        with contextlib.suppress(Exception), Image.open(path) as result:  # it may be any file
-            if result.getexif().get(PROCESSING_SOFTWARE) == mark:
-                return path, True
+    while os.path.lexists(path):
+        if mark_of(path) == mark:
+            return path, True
         number += 1
         path = folder / f"{source.stem}_colored_{number}{path.suffix}"
     return path, False
@@ -216,14 +234,36 @@ def list_sources(paths: list[Path], folder: Path) -> list[tuple[Path, Path]]:
     sources = []
     for path in paths:
         for file in list_image_files(path):
-            named = re.fullmatch(r".*_colored(_\d+)?|before_and_after", file.stem)
+            in_folder = folder.resolve() in file.resolve().parents
             if file == path:
                 sources.append((file, folder))
-            elif not (named and folder.resolve() in file.resolve().parents):
+            elif not in_folder or not (mark_of(file) or re.fullmatch(r"before_and_after(_\d+)?", file.stem)):
                 sources.append((file, folder / file.parent.relative_to(path)))
     if not sources:
         raise UserError(f"no images found in {', '.join(map(str, paths))}")
     return sources
+
+
+def colorize_file(
+    file: Path, folder: Path, settings: str, network: tuple[Network, Checkpoint], saturation: float, temperature: float
+) -> tuple[Tensor, Tensor] | None:
+    """Color an image file into a folder; return thumbnails of both, None if it was done before with these settings.
+
+    Raises UserError.
+    """
+    image, alpha = read_image(file)
+    with open(file, "rb") as content:
+        mark = f"colorization.py {hashlib.file_digest(content, 'md5').hexdigest()} {settings}"
+    as_jpeg = file.suffix.lower() in (".jpg", ".jpeg") and alpha is None and max(image.size) <= JPEG_SIDE
+    path, is_there = result_path(folder, file, as_jpeg, mark)
+    if is_there:
+        return None
+    colored = colorize_rgb(image, alpha, network, saturation, temperature)
+    save_image(path, colored, image.info, mark)
+    with contextlib.suppress(OSError):  # some file systems keep no dates
+        os.utime(path, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))  # those of its source
+    tqdm.write(f"saved {path}" + ("" if path.stem == f"{file.stem}_colored" else f", from {file}"))
+    return thumbnail(image), thumbnail(colored)
 
 
 def colorize_files(
@@ -244,23 +284,14 @@ def colorize_files(
     failed = left = 0
     for file, target in tqdm(sources, unit="image", leave=False, disable=None):
         try:
-            image, alpha = read_image(file)
-            mark = f"colorization.py {zlib.crc32(file.read_bytes())} {settings}"
-            as_jpeg = file.suffix.lower() in (".jpg", ".jpeg") and alpha is None and max(image.size) <= JPEG_SIDE
-            path, is_there = result_path(target, file, as_jpeg, mark)
-            if is_there:
-                left += 1
-                continue
-            colored = colorize_rgb(image, alpha, network, saturation, temperature)
-            save_image(path, colored, image.info, mark)
-            os.utime(path, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))  # it keeps the date of its source
-            tqdm.write(f"saved {path}")
+            pair = colorize_file(file, target, settings, network, saturation, temperature)
         except UserError as error:
             failed += 1
             tqdm.write(str(error), file=sys.stderr)
             continue
-        if len(pairs) < SHEET:
-            pairs.append((thumbnail(image), thumbnail(colored)))
+        left += pair is None
+        if pair and len(pairs) < SHEET:
+            pairs.append(pair)
     if pairs:
         save_sheet(folder / "before_and_after.png", pairs)
     print(f"{len(sources) - failed - left} images colored" + (f"; {left} were colored before" if left else ""))
@@ -274,5 +305,7 @@ def save_sheet(path: Path, pairs: list[tuple[Tensor, Tensor]]) -> None:
     rows = {"gray": [picture.mean(0, keepdim=True) for picture in before], "after": after}
     if any((picture - picture.mean(0)).abs().max() > 0.03 for picture in before):
         rows = {"before": before} | rows  # not for old photographs, which are gray
+    numbered = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
+    path = next(candidate for candidate in itertools.chain([path], numbered) if not os.path.lexists(candidate))
     save_image_grid(path, "before and after", rows)
     print(f"saved {path}")

@@ -1,7 +1,6 @@
 """The pictures that the scripts write: grids of images, training curves, feature maps."""
 
 import math
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ INK = "#808080"
 
 def new_figure(**settings: Any) -> "Figure":
     """Return an empty figure. Importing matplotlib takes half a second, so it happens here, not at start-up."""
-    os.environ.pop("MPLBACKEND", None)  # figures are only written to files; a notebook's backend may not be importable
     from matplotlib.figure import Figure
 
     return Figure(**settings)
@@ -33,6 +31,8 @@ def save(figure: "Figure", path: Path) -> None:
 
     for text in figure.findobj(lambda artist: isinstance(artist, Text) and artist.get_color() == "black"):
         text.set_color(INK)  # type: ignore[attr-defined]
+    for text in figure.findobj(Text):  # of names that are not UTF-8
+        text.set_text(text.get_text().encode(errors="replace").decode())
     for ax in figure.axes:
         ax.tick_params(color=INK)
         ax.spines[:].set_edgecolor(INK)

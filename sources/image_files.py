@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import threading
 import warnings
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageChops, ImageCms, ImageOps
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
@@ -28,7 +29,11 @@ LARGE_IMAGES = threading.Lock()  # one at a time, so that threads do not fill th
 KEPT_BYTES = 2 << 30  # of all of a folder's photographs together
 CROP_SCALES = (0.75, 1.5)  # longer side of the photograph that a crop is taken from, as multiples of the working size
 GAMMAS = (0.67, 1.5)  # of the crops to learn from, which makes them darker or lighter
-SAMPLE_FORMAT, PHOTOMETRIC = 339, 262  # tags of TIFF files
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF files
+DESCRIPTIVE = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}  # EXIF tags: what, by whom, when and where
+TRANSPOSED = {
+    2 + number: Image.Transpose(way) for number, way in enumerate((0, 3, 1, 5, 4, 6, 2))
+}  # by EXIF orientation
 MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
 
 
@@ -72,7 +77,11 @@ def read_image(path: Path, size: int | None = None) -> tuple[Image.Image, Image.
     with contextlib.ExitStack() as files:
         with report_read_errors(path, "picture", supported if os.path.exists(path) else "check its name"):
             # by its stream, since from its name Pillow 13 scrambles TIFFs that are turned by a quarter
-            file = files.enter_context(Image.open(files.enter_context(open(path, "rb")), formats=formats))
+            stream = files.enter_context(open(path, "rb"))
+            try:
+                file = files.enter_context(Image.open(stream, formats=formats))
+            except Image.UnidentifiedImageError:
+                raise ValueError("cannot identify image file") from None
             if file.width * file.height > MAX_PIXELS or max(file.size) > MAX_SIDE:
                 raise ValueError(f"it has {file.width:,} x {file.height:,} pixels")
             progressive = file.info.get("progressive")
@@ -84,8 +93,12 @@ def read_image(path: Path, size: int | None = None) -> tuple[Image.Image, Image.
                 warnings.warn(f"{path}: only the first of its {frames} images is used")
             if size and not progressive:  # which takes all of its memory at any size
                 file.draft("RGB", (size, size))
+            is_deep = "16" in str(file.tile) and file.mode[0] != "I"  # colors of 16 bits, of which Pillow keeps 8
             with LARGE_IMAGES if file.width * file.height > MAX_PIXELS / 8 else contextlib.nullcontext():
-                return to_srgb(file, str(path))
+                image, alpha = to_srgb(file, str(path))
+            if is_deep and np.asarray(image).max() < 16:
+                warnings.warn(f"{path}: almost black; it seems to use only the lower 12 of its 16 bits")
+            return image, alpha
 
 
 def to_srgb(image: Image.Image, name: str = "the image") -> tuple[Image.Image, Image.Image | None]:
@@ -93,33 +106,60 @@ def to_srgb(image: Image.Image, name: str = "the image") -> tuple[Image.Image, I
 
     Applies the EXIF orientation, to_8_bits() and the color profile. Warns if that is broken, and ignores it.
     """
-    profile = image.info.get("icc_profile")
-    image = to_8_bits(ImageOps.exif_transpose(image), getattr(image, "tag_v2", {}), name)
+    if not image.width or not image.height:
+        raise ValueError("the image has no pixels")
+    profile, gamma, tags = image.info.get("icc_profile"), image.info.get("gamma"), getattr(image, "tag_v2", {})
+    image = to_8_bits(upright(image, name), tags, name)
+    image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode))
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     info = {key: value for key, value in image.info.items() if key != "icc_profile"}
-    is_gray = image.mode in ("1", "L", "LA", "La")
+    is_gray = image.mode in ("1", "L", "LA")
     image = image.convert("L" if is_gray else image.mode if image.mode in ("CMYK", "LAB") else "RGB")
     if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if source.profile.xcolor_space.strip() == "RGB":  # also of gray images
-                image = image.convert("RGB")
-            if "sRGB" not in ImageCms.getProfileDescription(source):
-                target = ImageCms.createProfile("sRGB")
-                image = ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
-        except Exception as error:  # a broken profile may raise anything
-            warnings.warn(f"{name}: its color profile is broken or does not fit it, and is ignored ({error!s:.100})")
+        image = convert_profile(image, profile, name)
+    elif gamma and not 0.4 < gamma < 0.5:  # of a PNG without a profile; sRGB's is about 1 / 2.2
+        image = image.convert("RGB").point([round(255 * (v / 255) ** (1 / (2.2 * gamma))) for v in range(256)] * 3)
     image = image.convert("RGB")
     image.info = info
     return image, alpha
 
 
+def upright(image: Image.Image, name: str) -> Image.Image:
+    """Return a copy turned as its EXIF orientation says, with EXIF data that says so. Warns if that is broken."""
+    try:
+        turned = ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF data may raise anything
+        warnings.warn(f"{name}: its EXIF data is broken, and only its orientation is used")
+        turned = image.transpose(TRANSPOSED[image.getexif()[274]])
+        turned.info = {key: value for key, value in image.info.items() if key != "exif"}
+    with contextlib.suppress(Exception):
+        tags = {tag: value for tag, value in image.getexif().items() if tag in DESCRIPTIVE}
+        if tags and "exif" not in turned.info:  # those of a TIFF stand among its other tags
+            exif = Image.Exif()
+            exif.update(tags)
+            turned.info["exif"] = exif.tobytes()
+    return turned
+
+
+def convert_profile(image: Image.Image, profile: bytes, name: str) -> Image.Image:
+    """Convert an image from its color profile to sRGB. Warns if that is broken or does not fit, and ignores it."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() == "RGB":  # also of gray images
+            image = image.convert("RGB")
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
+    except Exception as error:  # a broken profile may raise anything
+        warnings.warn(f"{name}: its color profile is broken or does not fit it, and is ignored ({error!s:.100})")
+        return image
+    changes = ImageChops.difference(image.convert("RGB"), converted)
+    return converted if np.asarray(changes).max() > 2 else image  # from sRGB to sRGB, rounding changes values
+
+
 def to_8_bits(image: Image.Image, tags: Mapping[int, Any], name: str) -> Image.Image:
     """Convert a gray image of more than 8 bits, of signed integers or of floats to 8 bits; return others unchanged.
 
-    White is the largest number of 8, 10, 12, 14, 16 or 32 bits, the fewest that all values fit into (7, 15 or 31 for
-    signed integers); for floats it is 1, or the largest value if that is more. Black is 0, or the least negative value.
-    Warns where that is a guess. `tags` are those of a TIFF. Raises ValueError if several values would become one.
+    Black and white are those of black_and_white(); warns where they are a guess, or the picture is dark. `tags` are
+    those of a TIFF. Raises ValueError if almost all of several values would become one.
     """
     is_signed = tags.get(SAMPLE_FORMAT, (1,))[0] == 2
     if image.mode[0] not in "IF" and not (image.mode == "L" and is_signed):
@@ -127,30 +167,47 @@ def to_8_bits(image: Image.Image, tags: Mapping[int, Any], name: str) -> Image.I
     values = np.asarray(image)
     if image.mode == "L":
         values = values.view(np.int8)
-    elif image.mode == "I" and SAMPLE_FORMAT in tags and not is_signed:
+    elif image.mode == "I" and tags and not is_signed:
         values = values.view(np.uint32)  # Pillow takes them for signed
-    if image.mode == "F":
+    elif image.mode == "F":
         values = np.nan_to_num(values, posinf=values[np.isfinite(values)].max(initial=0), neginf=0)
     least, most = values.min().item(), values.max().item()
-    values = values.astype(np.float32)
-    black, white = min(0, least), max(1, most)
-    known = most <= 1
-    if image.mode != "F":
-        bits = next(bits for bits in ((7, 15, 31) if is_signed else (8, 10, 12, 14, 16, 32)) if most < 1 << bits)
-        white, known = (1 << bits) - 1, bits in (15, 16, 31, 32) or image.mode == "L"
-    if not known or black < 0:
+    black, white, known = black_and_white(image.mode, least, most, tags, is_signed)
+    if not known:
         words = f"{black:g} is taken for black, and {white:g} for white"
         warnings.warn(f"{name}: its values are from {least:g} to {most:g}; {words}")
-    values -= black
-    values *= 255 / (white - black)
-    result = values.round(out=values).astype(np.uint8)
-    if result.min() == result.max() and least < most:
+    values, scale = values.astype(np.float32), 255 / (white - black)
+    nearly_all = np.percentile(values[:: -(-len(values) // 500)], (1, 99))
+    if 0 < np.ptp(nearly_all) < 1 / scale:
         raise ValueError(f"its values, from {least:g} to {most:g}, become a single one in 8 bits")
+    values *= scale
+    values -= black * scale
+    result = values.round(out=values).astype(np.uint8)
     if tags.get(PHOTOMETRIC) == 0 and image.mode != "L":  # white is zero, which Pillow applies only to 8 bits
         result = 255 - result
     converted = Image.fromarray(result)
     converted.info = image.info
     return converted
+
+
+def black_and_white(
+    mode: str, least: float, most: float, tags: Mapping[int, Any], is_signed: bool
+) -> tuple[float, float, bool]:
+    """Return the values of black and white for an image whose values are from `least` to `most`, and whether it is sure.
+
+    White is the largest number of 8, 10, 12, 16 or 32 bits, the fewest that all values fit into (7, 15 or 31 for signed
+    integers), or as many as a TIFF says; for floats it is 1, or the largest value if that is more. Black is 0, or the
+    least negative value.
+    """
+    black = min(0, least)
+    if mode == "F":
+        return black, max(1, most), most <= 1 and not black
+    told = tags.get(BITS_PER_SAMPLE, (16,))[0]
+    is_told = told in (10, 12, 14) or tags.get(PHOTOMETRIC) == 0 or mode == "L"
+    depths = [told - is_signed] if is_told else [7, 15, 31] if is_signed else [8, 10, 12, 16, 32]
+    bits = next(bits for bits in depths if most < 1 << bits)
+    is_bright = bits >= 15 and most >= 1 << (bits - 2)  # at least a quarter of white
+    return black, (1 << bits) - 1, (is_told or is_bright) and not black
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -170,11 +227,10 @@ def split_files(files: list[Path], train: bool) -> list[Path]:
     """
 
     def draw(file: Path) -> int:
-        try:
-            with open(file, "rb") as stream:
-                return zlib.crc32(stream.read(1 << 16))
-        except OSError:  # which reading it will report
-            return 0
+        with contextlib.suppress(OSError), open(file, "rb") as stream:
+            if content := stream.read(1 << 16):
+                return zlib.crc32(content)
+        return 1 << 32  # for training, which will skip it
 
     draws = [draw(file) for file in files]
     limit = max((1 << 32) // 10, min(draws, default=0) + 1)  # at least one is to validate on
@@ -241,7 +297,7 @@ def array_images(path: str | Path, train: bool) -> torch.Tensor:
     The last tenth, at most 10,000 images, is for validation. The file may be larger than memory. Raises UserError.
     """
     with report_read_errors(
-        path, "NumPy array of images", f"save uint8 of shape (N, 3, {SIZE}, {SIZE}), N ≥ 20, with numpy.save"
+        path, "NumPy array of images", f"save uint8 of shape (N, 3, {SIZE}, {SIZE}), N ≥ 20, with numpy.save", math.inf
     ):
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch requires a writable array
         if array.dtype != np.uint8 or array.shape[1:] != (3, SIZE, SIZE) or len(array) < 20:

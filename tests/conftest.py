@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import os
 import pickle
 import re
 import struct
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny, and the machine may have other things to do
 
 import colorization
 import data

@@ -125,6 +125,11 @@ def test_files_that_are_no_checkpoints(trained, fails, tmp_path):
     assert "gone: cannot read" in fails(colorization.main, "--valid", "--checkpoint", "gone")
 
 
+def optimizer_state():
+    layers = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    return torch.optim.Adam([{"params": layer.parameters()} for layer in layers]).state_dict()
+
+
 WRAPPED = {
     "DataParallel": lambda weights: {f"module.{name}": value for name, value in weights.items()},
     "torch.compile": lambda weights: {f"_orig_mod.{name}": value for name, value in weights.items()},
@@ -142,6 +147,11 @@ WRAPPED = {
         "callbacks": {},
         "hyper_parameters": {"lr": 0.1},
     },
+    "weight average": lambda weights: {"n_averaged": torch.tensor(3)} | {f"module.{n}": v for n, v in weights.items()},
+    "a larger module": lambda weights: {"loss.weight": torch.ones(3)} | {f"net.{n}": v for n, v in weights.items()},
+    "another name, deeper": lambda weights: {"ema": {"params": weights}, "args": ["-e", "3"]},
+    "with an optimizer": lambda weights: {"optimizer": optimizer_state(), "weights": weights},
+    "gradients": lambda weights: {name: torch.nn.Parameter(v, v.is_floating_point()) for name, v in weights.items()},
     "half precision": lambda weights: {n: v.half() if v.is_floating_point() else v for n, v in weights.items()},
     "bfloat16": lambda weights: {n: v.bfloat16() if v.is_floating_point() else v for n, v in weights.items()},
     "float64": lambda weights: {n: v.double() if v.is_floating_point() else v for n, v in weights.items()},
@@ -168,6 +178,8 @@ FOREIGN = {
     "a plain pickle, not a file of torch.save": lambda path: path.write_bytes(pickle.dumps({"a": 1}, 5)),
     "asks for models.UNet, not only for weights": lambda path: torch.save(create_model("UNet", 3, 2, 5), path),
     "a traced network": lambda path: torch.jit.script(Traced()).save(str(path)),
+    "it is a plain pickle|invalid|truncated|lacks": lambda path: path.write_bytes(pickle.dumps({"a": 1}, 2)),
+    "opcode that such a file does not need": lambda path: torch.save({"a": 1}, path, pickle_protocol=5),
     "no file of torch.save": lambda path: path.write_bytes(bytes(100)),
 }
 
@@ -177,6 +189,17 @@ FOREIGN = {
 def test_files_that_are_not_weights_say_how_to_save_them(tmp_path, said, save):
     save(tmp_path / "w.pt")
     with pytest.raises(UserError, match=f"{said}.*torch.save\\(net.state_dict\\(\\), FILE\\)"):
+        load_network(tmp_path / "w.pt", PALETTE, model="UNet")
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 3, 3), (32, 1, 0, 0), (32, 1, 4, 4), (32, 1, 17, 17), (2000, 1, 3, 3)])
+def test_shapes_that_no_network_has(tmp_path, shape):
+    weights = create_model("UNet", 3, 2, 5).state_dict() | {"downconv1.0.weight": torch.zeros(shape)}
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="its kernel, number of filters or working size is not supported"):
+        load_network(tmp_path / "w.pt", PALETTE, model="UNet")
+    torch.save({0: torch.zeros(2), "a": 1}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="neither a checkpoint of this package nor a state dict"):
         load_network(tmp_path / "w.pt", PALETTE, model="UNet")
 
 

@@ -67,7 +67,11 @@ def test_any_format_and_mode_is_colored_at_its_size(tmp_path, capsys):
     before = {file.name: hashlib.sha256(file.read_bytes()).digest() for file in album.iterdir()}
     colorization.main(["--colorize", str(album), "--out-dir", str(tmp_path / "out")])
     assert {file.name: hashlib.sha256(file.read_bytes()).digest() for file in album.iterdir()} == before
-    made = [line.removeprefix("saved ") for line in capsys.readouterr().out.splitlines() if line.startswith("saved")]
+    made = [
+        line.removeprefix("saved ").split(", from ")[0]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("saved")
+    ]
     assert len(set(made)) == len(kinds) + 1
     for name, file in zip(sorted(kinds), made):
         with Image.open(file) as colored, Image.open(album / name) as source:
@@ -234,6 +238,50 @@ def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert len(calls) == 9 and (tmp_path / "out" / "0_colored_2.png").exists()
 
 
+def test_nothing_of_the_users_is_overwritten(tmp_path):
+    """Not a file named as the sheet is; and a photograph named as a result is colored all the same."""
+    save_image(tmp_path / "before_and_after.png")
+    save_image(tmp_path / "cat_colored.png", (30, 30))
+    before = (tmp_path / "before_and_after.png").read_bytes()
+    colorization.main(["--colorize", str(tmp_path), "--out-dir", str(tmp_path)])
+    assert (tmp_path / "before_and_after.png").read_bytes() == before
+    assert (tmp_path / "before_and_after_2.png").exists() and (tmp_path / "cat_colored_colored.png").exists()
+
+
+def test_another_working_size_or_palette_gives_another_result(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_image("a.png")
+    net, _ = new_network(THREE_COLORS, model="UNet", kernel=3, num_filters=2)
+    torch.save({name: value.bfloat16() for name, value in net.state_dict(keep_vars=True).items()}, "bare.pkl")
+    for number, palette in enumerate((THREE_COLORS, THREE_COLORS[::-1])):
+        np.save(f"{number}.npy", palette)
+    argv = ["--colorize", "a.png", "--out-dir", "out", "--model", "UNet", "--checkpoint", "bare.pkl", "-c"]
+    for more in (["0.npy"], ["1.npy"], ["1.npy", "--working-size", "32"], ["0.npy"]):
+        colorization.main([*argv, *more])
+    made = sorted(path.name for path in Path("out").glob("a_colored*"))
+    assert made == ["a_colored.png", "a_colored_2.png", "a_colored_3.png"]
+
+
+def test_a_pipe_where_a_result_would_go(tmp_path):
+    save_image(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "a_colored.png")
+    colorization.main(["--colorize", str(tmp_path / "a.png"), "--out-dir", str(tmp_path)])
+    assert (tmp_path / "a_colored_2.png").exists()
+
+
+def test_broken_metadata_does_not_stop_an_album(tmp_path, capsys):
+    exif = Image.Exif()
+    exif[ExifTags.Base.DateTime], exif[ExifTags.Base.XResolution] = "2001:02:03 04:05:06", 72.0
+    content, rng = exif.tobytes(), np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(60):
+        changed = bytearray(content)
+        changed[rng.integers(10, len(content))] = rng.integers(256)
+        Image.new("RGB", (8, 8), (number, 9, 9)).save(tmp_path / "in" / f"{number}.jpg", exif=bytes(changed))
+    colorization.main(["--colorize", str(tmp_path / "in"), "--out-dir", str(tmp_path / "out")])
+    assert "60 images colored" in capsys.readouterr().out
+
+
 def test_more_or_less_color(tmp_path):
     image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((64, 48)).convert("L")
     gray = np.asarray(image.convert("RGB")).astype(float)
@@ -246,7 +294,9 @@ def test_more_or_less_color(tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a_colored.png")), (chroma[1.5] + gray).astype(np.uint8))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F", "La", "RGBa"]
+)
 def test_an_image_of_any_mode_in_a_notebook(mode):
     picture = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((50, 40))
     if mode in ("I;16", "I", "F"):
@@ -254,12 +304,14 @@ def test_an_image_of_any_mode_in_a_notebook(mode):
         image = Image.fromarray(gray / 255 if mode == "F" else gray * 257)
         assert image.mode == mode
     else:
-        image = picture.convert("RGBA").convert(mode) if mode in ("PA",) else picture.convert(mode)
+        image = picture.convert("RGBA" if mode in ("PA", "RGBa") else "LA" if mode == "La" else "RGB").convert(mode)
     before = image.copy()
     colored = colorize.colorize(image)
-    assert colored.size == image.size and colored.mode == ("RGBA" if "A" in mode else "RGB")
+    assert colored.size == image.size and colored.mode == ("RGBA" if "A" in mode.upper() else "RGB")
     assert list(image.getdata()) == list(before.getdata())
-    as_seen = picture.convert("1" if mode == "1" else "RGB" if mode in ("RGB", "RGBA", "CMYK", "YCbCr", "HSV") else "L")
+    as_seen = picture.convert(
+        "1" if mode == "1" else "RGB" if mode in ("RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV") else "L"
+    )
     as_seen = image if mode in ("P", "PA") else as_seen
     expected = np.asarray(as_seen.convert("RGB")).astype(float).mean(2)
     assert abs(np.asarray(colored.convert("RGB")).astype(float).mean(2) - expected).max() <= 3

@@ -1,6 +1,7 @@
 """What the documents say exists, their commands run on small data, and numbers that stand in two places agree."""
 
 import importlib
+import importlib.util
 import re
 import shlex
 import shutil
@@ -63,10 +64,10 @@ def place(cifar, tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(PROJECT / name)
     monkeypatch.setattr(data, "MIN_CROPS", 40)
     monkeypatch.setattr(pictures.plots, "save", lambda figure, path: path.parent.mkdir(parents=True, exist_ok=True))
-    for folder in ("album", "old", "handout/weights", "handout/color"):
+    for folder in ("album", "old", "frames", "handout/weights", "handout/color"):
         (tmp_path / folder).mkdir(parents=True)
     for number, picture in enumerate(smooth_images(10)):
-        for folder in ("album", "old"):
+        for folder in ("album", "old", "frames"):
             Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / folder / f"{number}.png")
     shutil.copy(tmp_path / "album" / "0.png", tmp_path / "photo.jpg")
     np.save(tmp_path / "mine.npy", smooth_images(40))
@@ -85,6 +86,18 @@ def test_commands_run_on_small_data(name, place, capsys):
             seen.append((script, argv))
             importlib.import_module(script).main(shrink(script, argv))
         assert script in [*SCRIPTS, *TOOLS], script
+
+
+def test_python_examples_run(place, monkeypatch):
+    """In the folder of the documents' commands, each for itself."""
+    Image.new("RGB", (60, 40), (90, 120, 40)).save("photo.jpg")
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (PROJECT / "docs" / "recipes.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    for block in blocks:
+        if "onnx" not in block or importlib.util.find_spec("onnx"):
+            exec(block, {})
+    assert len(blocks) == 3 and Image.open("colored.png").size == Image.open("by_the_unet.png").size == (60, 40)
 
 
 def test_the_first_two_blocks_are_one_line_each():

@@ -152,6 +152,8 @@ def test_flags_of_the_original_course(flags):
     ("flags", "said"),
     [
         (["-n", "32"], "-n is -f here (--num-filters); --help shows all flags"),
+        (["-n32"], "-n is -f here"),
+        (["--colorize", ""], "an argument is empty"),
         (["-d"], "-d is not needed: images are used at their own size; remove it"),
         (["--downsize-input"], "--downsize-input is not needed"),
         (["--downsize_input"], "--downsize-input is not needed"),

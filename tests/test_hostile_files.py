@@ -37,7 +37,7 @@ def test_sizes_that_a_checkpoint_claims(tmp_path):
     """The checks themselves, beside what they save below."""
     files = {path.stem: path for path in hostile_checkpoints(tmp_path)}
     with pytest.raises(ValueError, match="claim to be larger than the file"):
-        torch_files.check_torch_file(files["deflated"].read_bytes())
+        torch_files.check_torch_file(io.BytesIO(files["deflated"].read_bytes()))
     with pytest.raises(UserError, match=r"downconv1\.0.weight claims to be larger than it is"):
         checkpoint.load_network(files["expanded"])
 

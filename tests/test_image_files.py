@@ -4,6 +4,7 @@ import io
 import struct
 import time
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -174,7 +175,7 @@ def tiff_bytes(values, sample_format=1, photometric=1, orientation=1):
     """An uncompressed TIFF of one channel; sample formats are 1 for unsigned, 2 for signed, 3 for floats."""
     (height, width), content = values.shape, values.tobytes()
     tags = {256: width, 257: height, 258: 8 * values.itemsize, 259: 1, 262: photometric, 273: 150, 274: orientation}
-    tags |= {277: 1, 278: height, 279: len(content), 339: sample_format}
+    tags |= {277: 1, 278: height, 279: len(content)} | ({339: sample_format} if sample_format else {})
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     return (b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)).ljust(150, b"\0") + content
 
@@ -193,7 +194,8 @@ DEEP = {  # content, whether a guess is announced
     "12 bits in 16": (tiff_bytes((GRADIENT * 4095).astype("<u2")), True),
     "12 bits in a PNG of 16": (png_bytes(Image.fromarray((GRADIENT * 4095).astype(np.uint16))), True),
     "10 bits in 16": (tiff_bytes((GRADIENT * 1023).astype("<u2")), True),
-    "14 bits in 16": (tiff_bytes((GRADIENT * 16383).astype("<u2")), True),
+    "32 bits, format not told": (tiff_bytes((GRADIENT * (2**32 - 1)).astype("<u4"), None), False),
+    "floats of great size": (tiff_bytes((3e38 * (2 * GRADIENT - 1)).astype("<f4"), 3), True),
     "8 bits in 16": (tiff_bytes((GRADIENT * 255).astype("<u2")), True),
     "signed 8 bits": (tiff_bytes((GRADIENT * 127).astype("i1"), 2), False),
     "signed 16 bits": (tiff_bytes((GRADIENT * 32767).astype("<i2"), 2), False),
@@ -227,11 +229,74 @@ def test_values_that_are_not_finite_are_black_or_white(tmp_path):
 
 
 def test_a_picture_that_would_be_all_black_is_refused(tmp_path):
-    (tmp_path / "a.tif").write_bytes(tiff_bytes(np.array([[-1e9, 0.2, 0.3, 0.4]], "<f4"), 3))
-    assert np.asarray(image_files.read_image(tmp_path / "a.tif")[0])[0, :, 0].tolist() == [0, 255, 255, 255]
-    (tmp_path / "a.tif").write_bytes(tiff_bytes(np.array([[0, 1e-4, 1e-3]], "<f4"), 3))
-    with pytest.raises(UserError, match=r"from 0 to 0\.001, become a single one in 8 bits"):
-        image_files.read_image(tmp_path / "a.tif")
+    for spoilt, words in ((4000, "0 to 4000"), (-9999, r"-9999 to 1"), (3e38, r"0 to 3e\+38"), (None, "0 to 0.001")):
+        values = GRADIENT.astype("<f4") * (1 if spoilt else 0.001)
+        values[5, 5] = spoilt or 0
+        (tmp_path / "a.tif").write_bytes(tiff_bytes(values, 3))
+        with warnings.catch_warnings(action="ignore"), pytest.raises(UserError, match=f"from {words}, become a single"):
+            image_files.read_image(tmp_path / "a.tif")
+    (tmp_path / "a.tif").write_bytes(tiff_bytes(np.full((20, 20), 0.3, "<f4"), 3))
+    assert (np.asarray(image_files.read_image(tmp_path / "a.tif")[0]) == 76).all()  # it has one color
+
+
+@pytest.mark.parametrize(("values", "guess"), [(12_000, True), (16_384, False), (4095, True)])
+def test_a_dark_picture_of_16_bits(tmp_path, values, guess):
+    """One of less than a quarter of the brightness is announced; one that fits into 12 bits is taken to have those."""
+    (tmp_path / "a.tif").write_bytes(tiff_bytes((GRADIENT * values).astype("<u2")))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        image, _ = image_files.read_image(tmp_path / "a.tif")
+    assert len(said) == guess
+    assert np.asarray(image).max() == pytest.approx(255 if values == 4095 else values / 257, abs=1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colors_of_12_bits_in_16_are_announced(tmp_path, mode):
+    values = (4095 * GRADIENT).astype(">u2")
+    rows = b"".join(b"\0" + np.repeat(row[:, None], len(mode), 1).tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", 32, 24, 16, 2 if mode == "RGB" else 6, 0, 0, 0)
+    parts = b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    )
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    with pytest.warns(UserWarning, match="a.png: almost black; it seems to use only the lower 12 of its 16 bits"):
+        image_files.read_image(tmp_path / "a.png")
+
+
+def test_the_gamma_of_a_png_is_applied(tmp_path):
+    stream = io.BytesIO()
+    Image.fromarray((255 * GRADIENT).round().astype(np.uint8)).save(stream, "PNG")
+    content = b"gAMA" + struct.pack(">I", 100_000)  # values are proportional to light
+    chunk = struct.pack(">I", 4) + content + struct.pack(">I", zlib.crc32(content))
+    (tmp_path / "a.png").write_bytes(stream.getvalue()[:33] + chunk + stream.getvalue()[33:])
+    image, _ = image_files.read_image(tmp_path / "a.png")
+    assert abs(np.asarray(image)[..., 0] - 255 * GRADIENT ** (1 / 2.2))[GRADIENT > 0.02].max() < 6
+
+
+def test_broken_exif_leaves_the_picture_as_it_was_turned(tmp_path):
+    exif = Image.Exif()
+    exif[274], exif[306] = 6, "2001:02:03 04:05:06"
+    image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((48, 32))
+    image.save(tmp_path / "a.png", exif=exif)
+    whole, broken = image_files.read_image(tmp_path / "a.png")[0], 0
+    content = exif.tobytes()
+    for place in range(10, len(content)):
+        changed = bytes([*content[:place], content[place] ^ 0xFF, *content[place + 1 :]])
+        image.save(tmp_path / "b.png", exif=changed)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            read, _ = image_files.read_image(tmp_path / "b.png")
+        broken += any("EXIF data is broken" in str(warning.message) for warning in said)
+        assert read.size in (whole.size, image.size)
+
+
+def test_what_a_tiff_says_of_itself_is_kept(tmp_path):
+    image = Image.new("RGB", (20, 10))
+    image.save(tmp_path / "a.tif", description="a meadow", artist="somebody")
+    exif = Image.Exif()
+    exif.load(image_files.read_image(tmp_path / "a.tif")[0].info["exif"])
+    assert (exif[270], exif[315]) == ("a meadow", "somebody") and 256 not in exif
 
 
 def test_a_deep_picture_is_turned_as_its_camera_was(tmp_path):
@@ -348,10 +413,9 @@ def test_a_photograph_stays_on_its_side_whatever_joins_it(tmp_path):
     assert image_files.split_files([tmp_path / "copy.png", tmp_path / "other.png"], train=False) == [
         tmp_path / "copy.png"
     ]
-    assert image_files.split_files([tmp_path / "gone.png", *names], train=False) == [
-        tmp_path / "gone.png",
-        *all_of_them,
-    ]
+    (tmp_path / "empty.png").touch()
+    useless = [tmp_path / "gone.png", tmp_path / "empty.png"]
+    assert image_files.split_files([*useless, *names], train=False) == all_of_them
 
 
 def test_crops_are_from_everywhere_and_of_any_brightness():

@@ -214,8 +214,14 @@ def test_only_one_run_writes_its_files(tmp_path, small_palette, fails):
         assert "unet_k3_f1.pkl: another run is writing it" in fails(colorization.main, *argv)
         elsewhere = ["--out-dir", tmp_path / "elsewhere", "--checkpoint", tmp_path / "out" / "unet_k3_f1.pkl"]
         assert "unet_k3_f1.pkl: another run is writing it" in fails(colorization.main, *argv[:-2], *elsewhere)
+        best = ["--checkpoint", tmp_path / "out" / "unet_k3_f1_best.pkl"]
+        assert "another run is writing it" in fails(colorization.main, *argv[:-2], *elsewhere[:2], *best)
         process.kill()
     argv[argv.index("-e") + 1] = "1"
+    (tmp_path / "out" / ".unet_k3_f1.lock").unlink()
+    (tmp_path / "out" / ".unet_k3_f1.lock").mkdir()
+    assert ".unet_k3_f1.lock: cannot be locked" in fails(colorization.main, *argv)
+    (tmp_path / "out" / ".unet_k3_f1.lock").rmdir()
     colorization.main([str(word) for word in argv])
     assert load_checkpoint(tmp_path / "out" / "unet_k3_f1.pkl").epoch == 1
 
@@ -402,6 +408,7 @@ def test_checkpoint_is_saved_where_it_is_asked_for(cifar, small_palette):
     assert load_checkpoint("mine.pkl").model == "UNet"
     assert sorted(path.name for path in Path("outputs").iterdir()) == [
         ".mine.lock",
+        ".mine_best.lock",
         "mine.csv",
         "mine.json",
         "mine.state",

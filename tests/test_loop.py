@@ -54,7 +54,7 @@ class ListLog(RunLog):
         self.history, self.checkpoint = [], SimpleNamespace(model="it", data="images")
         self.folder = tempfile.TemporaryDirectory()  # for as long as this log
         self.out_dir, self.settings = Path(self.folder.name), {"epochs": 2, "learning_rate": 0.01}
-        self.path = self.out_dir / "it.pkl"
+        self.path, self.best_path = self.out_dir / "it.pkl", self.out_dir / "it_best.pkl"
 
     def write(self, metrics, weights, trainer_state):
         self.history.append(metrics)

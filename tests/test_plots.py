@@ -26,7 +26,8 @@ def test_titles_are_not_taken_for_formulas(tmp_path, monkeypatch):
 def test_the_backend_of_a_notebook_is_not_needed(tmp_path, backend):
     """A notebook's `!python` inherits the variable, but not the module."""
     call = "save_curve('c.png', 'a', [{'epoch': 1, 'valid_loss': 2.0}])"
-    code = f"from pictures.plots import save_curve; {call}"
+    code = "from pictures.plots import save_curve; from utils.console import run_script; "
+    code += f"run_script(lambda argv: {call})"
     environment = os.environ | {"MPLBACKEND": backend, "PYTHONPATH": str(PROJECT)}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
     assert Image.open(tmp_path / "c.png").width > 100

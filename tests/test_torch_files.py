@@ -98,7 +98,7 @@ def test_what_is_checked_of_a_file_is_all_of_it(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pkl")
     parts = zipfile.ZipFile(tmp_path / "a.pkl")
     stream = io.BytesIO((tmp_path / "a.pkl").read_bytes())
-    checked = zipfile.ZipFile(torch_files.check_torch_file(stream.getvalue()))
+    checked = zipfile.ZipFile(torch_files.check_torch_file(stream))
     assert {part.filename: checked.read(part) for part in checked.infolist()} == {
         part.filename: parts.read(part) for part in parts.infolist()
     }

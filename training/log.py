@@ -60,6 +60,11 @@ class RunLog:
         """Return the path of the run's file with this suffix."""
         return self.out_dir / f"{self.path.stem}{suffix}"
 
+    def lock_paths(self) -> set[Path]:
+        """Return the paths of files whose locks say that a run owns its weights, and what it writes beside them."""
+        folders = self.path.parent.resolve(), self.out_dir.resolve()
+        return {folder / f".{path.stem}.lock" for folder in folders for path in (self.path, self.best_path)}
+
     def write(self, epoch_metrics: dict, weights: dict[str, Tensor], trainer_state: dict) -> None:
         """Write the files after an epoch, and print its line."""
         history = [*self.history, epoch_metrics]
@@ -94,12 +99,16 @@ class RunLog:
         """
         try:
             with ExitStack() as locks:  # which the operating system releases when a process dies
-                for folder in {self.path.parent.resolve(), self.out_dir.resolve()} if distributed.rank() == 0 else ():
-                    folder.mkdir(parents=True, exist_ok=True)
-                    locks.enter_context(FileLock(folder / f".{self.path.stem}.lock", timeout=0))
+                for path in self.lock_paths() if distributed.rank() == 0 else ():
+                    try:
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        locks.enter_context(FileLock(path, timeout=0))
+                    except Timeout:
+                        advice = "another run is writing it; wait, or name another --out-dir"
+                        raise UserError(f"{self.path}: {advice}") from None
+                    except OSError as error:
+                        raise UserError(f"{path}: cannot be locked ({error.strerror or error}); delete it") from error
                 yield
-        except Timeout:
-            raise UserError(f"{self.path}: another run is writing it; wait, or name another --out-dir") from None
         except KeyboardInterrupt:
             saved = "no epoch was complete, so nothing is saved"
             if self.history:

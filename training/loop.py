@@ -70,10 +70,10 @@ def run_training(
             if plot and distributed.rank() == 0:
                 path, title = log.path_for(f"_epoch{epoch:03}.png"), f"{name}, epoch {epoch}"
                 draw_samples(path, title, net, valid_set, config.temperature)
-    if distributed.rank() == 0:
-        title = f"{name}, epoch {config.epochs}: {log.last_metrics()}"
-        draw_samples(log.path_for("_images.png"), title, net, valid_set, config.temperature)
-        log.finish()
+        if distributed.rank() == 0:
+            title = f"{name}, epoch {config.epochs}: {log.last_metrics()}"
+            draw_samples(log.path_for("_images.png"), title, net, valid_set, config.temperature)
+            log.finish()
 
 
 class Trainer:

@@ -118,6 +118,8 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
     first, last = (weights.get(f"{name}.weight", torch.empty(0)).shape for name in ("downconv1.0", "finalconv"))
     if len(first) == 4:  # the shapes tell the rest
         architecture |= {"num_filters": first[0], "kernel": first[2]} | given(architecture)
+        with report_read_errors(path, "checkpoint", ADVICE):
+            check_sizes(architecture["kernel"], architecture["num_filters"], WORKING_SIZE)
     if palette is not None and len(last) == 4 and last[0] != len(palette):
         raise UserError(f"{path}: a network for {last[0]} colors, but --colors has {len(palette)}; name its palette")
     return Checkpoint(**with_defaults(architecture), palette=palette, state_dict=weights)
@@ -126,16 +128,17 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
 def find_weights(content: object) -> dict[str, Tensor]:
     """Return the state dict in a file's content, {} if there is none, with the names that our networks have.
 
-    It may be part of a dictionary, as Lightning saves it, and its names may have the prefix of DataParallel,
-    torch.compile or a larger module.
+    It may be in a dictionary, as Lightning saves it, and its names may have the prefix of DataParallel, torch.compile
+    or a larger module.
     """
-    for name in ("state_dict", "model_state_dict", "model", "net"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+    if not isinstance(content, dict):
         return {}
-    prefix = next((name for name in content if "downconv1." in name), "").partition("downconv1.")[0]
-    return {name.removeprefix(prefix): value for name, value in content.items()}
+    first = next((name for name in content if isinstance(name, str) and "downconv1." in name), None)
+    if first is None:
+        return next(filter(None, map(find_weights, content.values())), {})
+    prefix = first.partition("downconv1.")[0]
+    weights = {str(name).removeprefix(prefix): value for name, value in content.items() if str(name).startswith(prefix)}
+    return weights if all(map(torch.is_tensor, weights.values())) else {}
 
 
 def given(architecture: Mapping[str, Any]) -> dict:
@@ -159,15 +162,19 @@ def parse_checkpoint(content: dict) -> Checkpoint:
         content["palette"] = check_palette(content["palette"].numpy())
     content.setdefault("working_size", WORKING_SIZE)  # earlier checkpoints do not have it
     checkpoint = Checkpoint(**{field.name: content[field.name] for field in fields(Checkpoint)})
-    sizes = checkpoint.kernel, checkpoint.num_filters, checkpoint.working_size
-    supported = range(1, 16, 2), range(1, 1025), range(4, 513)
-    if not all(type(size) is int and size in known for size, known in zip(sizes, supported)):
-        raise ValueError("its kernel, number of filters or working size is not supported")
+    check_sizes(checkpoint.kernel, checkpoint.num_filters, checkpoint.working_size)
     if not isinstance(checkpoint.model, str) or not isinstance(checkpoint.state_dict, dict):
         raise ValueError("its network has no name or no weights")
     if checkpoint.model in NETWORKS and checkpoint.is_classifier != (checkpoint.model in CLASSIFIERS):
         raise ValueError(f"a {checkpoint.model} {'has no' if checkpoint.is_classifier else 'needs a'} palette")
     return checkpoint
+
+
+def check_sizes(*sizes: int) -> None:
+    """Raise ValueError unless kernel, number of filters and working size are supported."""
+    supported = range(1, 16, 2), range(1, 1025), range(4, 513)
+    if not all(type(size) is int and size in known for size, known in zip(sizes, supported)):
+        raise ValueError("its kernel, number of filters or working size is not supported")
 
 
 def check_palette(palette: np.ndarray) -> np.ndarray:

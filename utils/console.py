@@ -53,12 +53,17 @@ def run_script(main: Callable[[list[str]], None]) -> None:
     """Call main(argv) and exit: with code 2 and one line on a UserError, 130 on Ctrl-C, 141 on a closed pipe."""
     warnings.filterwarnings("ignore", module="PIL")  # about unusual images, which load anyway
     warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)
+    os.environ.pop("MPLBACKEND", None)  # pictures are written to files; a notebook's backend may not be importable here
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     script = Path(sys.argv[0]).name
     output, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     sys.stdout = output
     try:
-        main(sys.argv[1:])
+        try:
+            main(sys.argv[1:])
+        except SystemExit as end:  # of --help
+            if end.code:
+                raise
         output.flush()
         if output.error:
             raise UserError(f"the work is done, but its output could not be written ({output.error})")

@@ -1,5 +1,6 @@
 """Command-line flags shared by several scripts, which pass the defaults and the choices."""
 
+import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -41,14 +42,15 @@ class Parser(ArgumentParser):
         for word in argv:
             name, *value = word.split("=", 1) if word.startswith("--") else [word]
             name = name.replace("_", "-") if word.startswith("--") else name
-            if name in OLD_FLAGS:
-                self.error(f"{name} {OLD_FLAGS[name]}")
+            name = "-n" if re.fullmatch(r"-n=?\d+", name) else name
+            if name in OLD_FLAGS or not word:
+                self.error(f"{name} {OLD_FLAGS[name]}" if word else "an argument is empty")
             if name not in ("-g", "--gpu"):  # a GPU is used anyway
                 words.append("=".join([name, *value]))
         return super().parse_args(words)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows all flags")
+        raise UserError(f"{message:.300}; --help shows all flags")
 
 
 def network_name(word: str) -> str:

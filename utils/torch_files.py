@@ -4,12 +4,14 @@ import io
 import warnings
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import torch
 
 from utils.files import atomic_write, report_read_errors
 from utils.unpickling import HOW_TO_SAVE, RestrictedUnpickler
 
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file in the old format
 MAX_PICKLE = 4 << 20  # bytes of a file's containers; the numbers of its tensors come after them
 
 
@@ -24,32 +26,36 @@ def write_torch_file(path: Path, content: dict) -> None:
 def read_torch_file(path: Path, kind: str, advice: str) -> object:
     """Load a file of plain containers of tensors, and nothing else. The arguments are report_read_errors()'s."""
     with report_read_errors(path, kind, advice), warnings.catch_warnings(action="ignore"), open(path, "rb") as file:
-        raw = file.read(2)
-        if raw not in (b"PK", b"\x80\2"):  # which it may have gigabytes of
-            what = "a plain pickle, not a file" if raw[:1] == b"\x80" else "no file"
-            raise ValueError(f"it is {what} of torch.save; {HOW_TO_SAVE}")
-        return torch.load(check_torch_file(raw + file.read()), map_location="cpu", weights_only=True)
+        return torch.load(check_torch_file(file), map_location="cpu", weights_only=True)
 
 
-def check_torch_file(raw: bytes) -> io.BytesIO:
-    """Return the bytes of a file of torch.save's as a stream that is safe to load.
+def check_torch_file(file: IO[bytes]) -> io.BytesIO:
+    """Return the content of a file of torch.save's as a stream that is safe to load.
 
     torch.load(weights_only=True) runs no code that a file names, but a small file can fill the memory or run forever.
     Raises ValueError, UnpicklingError or whatever else the broken parts of a file lead to.
     """
-    stream = io.BytesIO(raw[:MAX_PICKLE])
-    if raw[:4] != b"PK\3\4":  # the format before PyTorch 1.6, that of the handout: five pickles, then the storages
+    start, size = file.read(2), file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if start == b"\x80\2":  # the format before PyTorch 1.6, that of the handout: five pickles, then the storages
+        raw = file.read()
+        stream = io.BytesIO(raw[:MAX_PICKLE])
         unpicklers = [RestrictedUnpickler(stream) for _ in range(5)]
-        *_, keys = [unpickler.load() for unpickler in unpicklers]
+        if unpicklers[0].load() != MAGIC:
+            raise ValueError(f"it is a plain pickle, not a file of torch.save; {HOW_TO_SAVE}")
+        *_, keys = [unpickler.load() for unpickler in unpicklers[1:]]
         sizes = unpicklers[3].sizes
         if sum(sizes.values()) > len(raw) or sorted(map(int, keys)) != sorted(sizes):
             raise ValueError("its tensors claim to be larger than the file")
         return io.BytesIO(raw)
-    source, stream = zipfile.ZipFile(io.BytesIO(raw)), io.BytesIO()
+    if start != b"PK":
+        what = "a plain pickle, not a file" if start[:1] == b"\x80" else "no file"
+        raise ValueError(f"it is {what} of torch.save; {HOW_TO_SAVE}")
+    source, stream = zipfile.ZipFile(file), io.BytesIO()
     parts = source.infolist()
     if any("/code/" in part.filename for part in parts):
         raise ValueError(f"it is a traced network; {HOW_TO_SAVE}")
-    if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > len(raw):
+    if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size:
         raise ValueError("its parts claim to be larger than the file")  # torch.save does not compress
     with zipfile.ZipFile(stream, "w") as target:  # written again, so that PyTorch reads the parts checked here
         for part in parts:

@@ -44,7 +44,7 @@ class Dispatch(dict):
     """The methods for opcodes; all that are not among them are refused."""
 
     def __missing__(self, opcode: int) -> None:
-        raise pickle.UnpicklingError(f"it has an opcode that such a file does not need, {opcode}")
+        raise pickle.UnpicklingError(f"it has an opcode that such a file does not need, {opcode}; {HOW_TO_SAVE}")
 
 
 class RestrictedUnpickler(pickle._Unpickler):
@@ -74,7 +74,10 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def load_get(self, load: Callable) -> None:
         load(self)
-        if isinstance(self.stack[-1], (dict, list, tuple, PickledArray)):
+        top = self.stack[-1]
+        if isinstance(top, tuple) and all(isinstance(part, (int, float, str)) for part in top):
+            return  # as Adam's betas
+        if isinstance(top, (dict, list, tuple, PickledArray)):
             raise pickle.UnpicklingError("a container that occurs twice")
 
     def load_setitem(self) -> None:
