@@ -193,7 +193,7 @@ def to_8_bits(image: Image.Image, tags: Mapping[int, Any], name: str) -> Image.I
 def black_and_white(
     mode: str, least: float, most: float, tags: Mapping[int, Any], is_signed: bool
 ) -> tuple[float, float, bool]:
-    """Return the values of black and white for an image whose values are from `least` to `most`, and whether it is sure.
+    """Return the values of black and white of an image with values from `least` to `most`, and whether that is sure.
 
     White is the largest number of 8, 10, 12, 16 or 32 bits, the fewest that all values fit into (7, 15 or 31 for signed
     integers), or as many as a TIFF says; for floats it is 1, or the largest value if that is more. Black is 0, or the

@@ -14,7 +14,9 @@ from helpers import THREE_COLORS, save_image, some_pictures
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
 import colorization
+from models import predict
 from pictures import colorize, metrics
+from pictures.decoding import decode_annealed_mean
 from sources import image_files
 from utils.checkpoint import new_network
 from utils.console import UserError
@@ -353,3 +355,37 @@ def test_what_is_too_long_for_a_jpeg_becomes_a_png(tmp_path):
     (tmp_path / "tall.png").rename(tmp_path / "tall.jpg")
     colorization.main(["--colorize", str(tmp_path / "tall.jpg"), "--out-dir", str(tmp_path)])
     assert Image.open(tmp_path / "tall_colored.png").size == (2, 65_501)
+
+
+def test_chroma_is_the_mean_over_two_sizes_and_their_mirror_images():
+    net, content = new_network(THREE_COLORS, model="UNet", kernel=3, num_filters=2)
+    image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((128, 96))
+    chroma, gray = colorize.predict_chroma(net, content.palette, image, 64)
+    expected = []
+    for size in ((48, 36), (80, 60)):
+        small = image.resize(size, Image.Resampling.BOX, reducing_gap=2)
+        level = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].float().mean(1, keepdim=True) / 256
+        for flip in ([], [3]):
+            logits = predict(net, level.flip(flip))
+            colored = decode_annealed_mean(logits, THREE_COLORS, level.flip(flip), 0.6, 1.15).flip(flip)
+            expected.append(torch.nn.functional.interpolate(colored, (60, 80), mode="bicubic"))
+    mean = torch.stack(expected).mean(0)
+    assert torch.equal(gray, level)
+    assert torch.allclose(chroma, mean - mean.mean(1, keepdim=True), atol=1e-5)
+
+
+def test_the_guided_filter_by_hand():
+    """Slope and offset around the middle pixel: means over 9x9 windows of coefficients over 9x9 windows."""
+    torch.manual_seed(0)
+    chroma, gray = torch.rand(1, 3, 21, 21).double(), torch.rand(1, 1, 21, 21).double()
+    slopes, offsets = [], []
+    for row in range(6, 15):
+        for column in range(6, 15):
+            window = ..., slice(row - 4, row + 5), slice(column - 4, column + 5)
+            x, y = gray[window].flatten(), chroma[window].flatten(2)[0]  # (81,), (3, 81)
+            covariance = ((x - x.mean()) * (y - y.mean(1, keepdim=True))).mean(1)
+            slopes.append(covariance / (x.var(correction=0) + 0.001))
+            offsets.append(y.mean(1) - slopes[-1] * x.mean())
+    slope, offset = colorize.fit_to_gray(chroma, gray)
+    assert torch.allclose(slope[0, :, 10, 10], torch.stack(slopes).mean(0))
+    assert torch.allclose(offset[0, :, 10, 10], torch.stack(offsets).mean(0))

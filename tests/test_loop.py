@@ -373,3 +373,12 @@ def test_a_step_takes_the_augmented_images_and_their_targets(monkeypatch):
         trainer = loop.Trainer(create_model("CNN", 3, 2, len(dataset.palette)), dataset, config)
         expected = cross_entropy(trainer.model(to_gray(other)), dataset.targets(other))
         assert trainer.step(images, 0.0).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_an_epoch_trains_in_training_mode():
+    """Also after an evaluation or a state that left the network in evaluation mode."""
+    trainer = loop.Trainer(create_model("CNN", 3, 2, 5), random_dataset(8), TrainingConfig(batch_size=4, epochs=1))
+    trainer.model.eval()
+    before = trainer.raw_model.downconv1[2].running_mean.clone()
+    trainer.train_epoch(1)
+    assert trainer.model.training and not torch.equal(trainer.raw_model.downconv1[2].running_mean, before)

@@ -135,3 +135,12 @@ def test_weights_and_statistics_are_averaged():
 
 def test_a_gradient_of_zero_stays_zero():
     assert torch.equal(orthogonalize(torch.zeros(3, 9)), torch.zeros(3, 9))
+
+
+def test_muons_rate_is_two_and_a_half_times_the_learning_rate():
+    """A first step from zero momentum: the direction is the orthogonalized gradient."""
+    weight = torch.nn.Parameter(torch.zeros(2, 8, 1, 1))
+    weight.grad = torch.randn(2, 8, 1, 1)
+    direction = orthogonalize(weight.grad.flatten(1)).view_as(weight)  # any positive factor leaves it as it is
+    MuonAdam([weight], []).step(0.1)
+    assert torch.allclose(weight, -0.25 * direction, atol=1e-4)
