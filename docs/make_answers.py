@@ -214,7 +214,7 @@ def shipped_pictures(data_flags):
 
 
 def side_by_side(source):
-    """Draw the first ten test horses as each shipped network colors them; for the README, six in fewer rows."""
+    """Draw the first ten test horses as each shipped network colors them; for the README, in fewer rows."""
     images, rows = source.validation_images()[:10], {}
     for model in ("RegressionCNN", *EXERCISE):
         net, checkpoint = load_network(pretrained_path(model=model))
@@ -225,7 +225,7 @@ def side_by_side(source):
                 rows[f"{model}, {label}".removesuffix(", prediction")] = each[label]
     rows = {"grayscale input": each["grayscale input"], **rows, "ground truth": each["ground truth"]}
     save_image_grid(PICTURES / "networks.png", "The first ten test horses", rows)
-    few = {"gray": "grayscale input", "RegressionCNN": "RegressionCNN", "CNN": "CNN, annealed-mean decoding"}
+    few = {"grayscale input": "grayscale input", "RegressionCNN": "RegressionCNN", "CNN": "CNN, annealed-mean decoding"}
     few |= {"UNet": "UNet, annealed-mean decoding", "ground truth": "ground truth"}
     few = {label: rows[name] for label, name in few.items()}
     save_image_grid(PICTURES / "horses.png", "", few)
@@ -281,6 +281,23 @@ def decodings(source):
     gray = truth.mean(1, keepdim=True)
     share = (gray - gray.mean()).square().mean() / (truth - truth.mean((0, 2, 3), keepdim=True)).square().mean()
     print(f"\nShare of the variance of the test horses' RGB that is in their gray: {share:.1%}")
+
+
+def speckles(source):
+    """Print how many pixels of argmax decoding differ from all four neighbors, and how many of those are wrong."""
+    images = source.validation_images()
+    rows = []
+    for model in EXERCISE:
+        net, checkpoint = load_network(pretrained_path(model=model))
+        labels = ImageDataset(images, checkpoint.palette, torch.device("cpu")).targets(images).long()
+        predicted = predict(net, to_gray(images)).argmax(1)
+        pictures = {model: predicted} | ({"ground truth": labels} if model == "UNet" else {})
+        for name, picture in pictures.items():
+            padded = torch.nn.functional.pad(picture, (1, 1, 1, 1), value=-1)
+            sides = padded[:, 1:-1, :-2], padded[:, 1:-1, 2:], padded[:, :-2, 1:-1], padded[:, 2:, 1:-1]
+            alone = torch.stack([picture != side for side in sides]).all(0)
+            rows.append([name, f"{alone.float().mean():.1%}", f"{(alone & (picture != labels)).float().mean():.1%}"])
+    table("Pixels unlike all four neighbors, argmax decoding, test horses", ["", "of all", "and wrong"], rows)
 
 
 def rebalanced_pictures(data_flags):
@@ -460,6 +477,7 @@ def of_the_shipped(source, data_flags):
     rgb_and_sight(palette)
     one_pixel(source)
     decodings(source)
+    speckles(source)
     shipped_pictures(data_flags)
     side_by_side(source)
     dilated_filters()

@@ -284,3 +284,43 @@ def test_a_network_keeps_no_hooks_of_its_stages():
     net = create_model("CNN", 3, 2, 5)
     assert stage_outputs(net, torch.zeros(1, 1, 8, 8)).keys() == {name for name, _ in net.named_children()}
     assert not any(stage._forward_hooks for stage in net.children())
+
+
+def test_the_deep_unet_is_the_unets_idea_four_times(capsys):
+    """Each stage halves or doubles the size; every decoder stage also takes the encoder's maps of its size."""
+    torch.manual_seed(0)
+    net = models.DeepUNet(3, 2, 5)
+    shapes = {name: tuple(maps.shape[1:]) for name, maps in models.stage_outputs(net, torch.rand(1, 1, 64, 64)).items()}
+    down = {f"downconv{n}": (2**n, 64 >> n, 64 >> n) for n in (1, 2, 3, 4)}
+    up = {"upconv1": (8, 8, 8), "upconv2": (4, 16, 16), "upconv3": (2, 32, 32), "upconv4": (2, 64, 64)}
+    assert shapes == down | {"rfconv": (16, 4, 4)} | up | {"finalconv": (5, 64, 64)}
+    assert net.size_multiple == 16
+    net.eval()
+    x = torch.rand(2, 1, 48, 80)
+    stages = dict(net.named_children())
+    downs = [x]
+    for n in (1, 2, 3, 4):
+        downs.append(stages[f"downconv{n}"](downs[-1]))
+    maps = stages["rfconv"](downs[4])
+    for n in (1, 2, 3, 4):
+        maps = stages[f"upconv{n}"](torch.cat([maps, downs[5 - n]], 1))
+    assert torch.equal(net(x), stages["finalconv"](torch.cat([maps, x], 1)))
+    torch.manual_seed(1)
+    dropped = [(net.drop(torch.ones(1, 1000, 2, 2)) == 0).all((2, 3)).float().mean().item()]
+    net.train()
+    maps = net.drop(torch.ones(1, 1000, 2, 2))
+    dropped.append((maps == 0).all((2, 3)).float().mean().item())
+    assert dropped[0] == 0 and 0.17 < dropped[1] < 0.23 and maps.max() == pytest.approx(1.25)
+    models.main(["DeepUNet"])
+    assert "finalconv  MyConv2d" in capsys.readouterr().out
+
+
+def test_crops_are_as_large_as_the_network_is_trained_on(photo_folder, small_palette):
+    argv = ["--model", "DeepUNet", "--data", str(photo_folder), "-c", str(small_palette), "-e", "1", "-f", "2"]
+    shapes = []
+    step = models.DeepUNet.forward
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(models.DeepUNet, "forward", lambda net, x: shapes.append(tuple(x.shape[2:])) or step(net, x))
+        colorization.main(argv)
+        colorization.main(["--valid", "--data", str(photo_folder), "--checkpoint", "outputs/deep_unet_k3_f2.pkl"])
+    assert set(shapes) == {(64, 64)}
