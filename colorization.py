@@ -12,7 +12,9 @@ from pathlib import Path
 
 from data import ImageSource, palette_file, palette_for
 from models import CLASSIFIERS, Network
+from pictures.colorize import TEMPERATURE as PHOTOGRAPH_TEMPERATURE
 from pictures.colorize import colorize_files
+from pictures.decoding import TEMPERATURE
 from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
 from training.evaluation import run_validation
@@ -44,9 +46,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     text = f"longer side of the copies of a photograph that the network sees, approximately ({WORKING_SIZE} pixels)"
     flags.add_number(group, "--working-size", low=4, high=512, text=text)
     text = "temperature of the softmax: lower values give bolder colors, higher values paler ones"
-    flags.add_number(
-        group, "--temperature", default=defaults["temperature"], low=0.01, high=100, text=text, metavar="T"
-    )
+    text += f" (default: {TEMPERATURE}; with --colorize: {PHOTOGRAPH_TEMPERATURE})"
+    flags.add_number(group, "--temperature", kind=float, low=0.01, high=100, text=text, metavar="T")
     text = "with --colorize: multiply the colors by S; 0 is gray"
     flags.add_number(group, "--saturation", default=1.0, low=0, high=5, text=text, metavar="S")
     args = parser.parse_args(argv)
@@ -97,7 +98,7 @@ def validate(args: argparse.Namespace) -> None:
     net, checkpoint = load(args, path, source)
     source = replace(source, working_size=checkpoint.working_size, crop_size=net.training_size)
     inputs = path, palette_file(args.colors, source)
-    run_validation(net.to(device), checkpoint, source, args.out_dir, args.temperature, args.json, inputs)
+    run_validation(net.to(device), checkpoint, source, args.out_dir, args.temperature or TEMPERATURE, args.json, inputs)
 
 
 def colorize(args: argparse.Namespace) -> None:
@@ -106,7 +107,8 @@ def colorize(args: argparse.Namespace) -> None:
     path = args.checkpoint or pretrained_path(photographs=True, **flags.architecture_of(args))
     net, checkpoint = load(args, path, ImageSource(args.data, args.category, args.holdout))
     print(checkpoint)
-    colorize_files(args.colorize, args.out_dir, (net.to(device), checkpoint), args.saturation, args.temperature)
+    settings = args.saturation, args.temperature or PHOTOGRAPH_TEMPERATURE
+    colorize_files(args.colorize, args.out_dir, (net.to(device), checkpoint), *settings)
 
 
 def image_source(args: argparse.Namespace) -> ImageSource:

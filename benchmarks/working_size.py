@@ -1,4 +1,4 @@
-"""Measure how well a network colors photographs, by working size, and draw ten of them.
+"""Measure how well a network colors photographs, by working size, and draw eight of them.
 
 python benchmarks/working_size.py                                   six photographs that come with the libraries
 python benchmarks/working_size.py --photographs FOLDER --held-out   those that training on this folder validates on
@@ -31,9 +31,9 @@ from utils.checkpoint import load_network, pretrained_path
 from utils.console import UserError, print_table, run_script
 from utils.files import check_writable
 
-SIZES = (32, 48, 64, 80, 96, 128)
+SIZES = (64, 96, 128, 160, 192)
 LONGER_SIDE = 480
-DRAWN, COLUMNS, THUMBNAIL = 10, 5, 180
+DRAWN, COLUMNS, THUMBNAIL = 8, 4, 320
 
 
 def shrink(image, longer_side=LONGER_SIDE):
@@ -82,7 +82,7 @@ def described(row, baseline):
 
 
 def draw(images, colored, out_dir):
-    """Draw ten of the photographs: their gray, the colored picture and the truth."""
+    """Draw eight of the photographs: their gray, the colored picture and the truth."""
     chosen = np.linspace(0, len(images) - 1, min(DRAWN, len(images))).astype(int)
     for start in range(0, len(chosen), COLUMNS):
         pairs = [(images[number].copy(), colored(images[number])) for number in chosen[start : start + COLUMNS]]

@@ -24,15 +24,16 @@ from tqdm import tqdm
 
 from data import to_gray, to_rgb
 from models import Network, predict
-from pictures.decoding import TEMPERATURE, apply_chroma, decode_annealed_mean
+from pictures.decoding import apply_chroma, decode_annealed_mean
 from pictures.plots import save_image_grid
 from sources.image_files import list_image_files, read_image, to_srgb, to_tensor
 from utils.checkpoint import Checkpoint, load_network, pretrained_path
 from utils.console import UserError
 from utils.files import atomic_write, check_writable
 
-CHROMA_GAIN = 1.15  # a little more than for small pictures: enlarging takes some of the color
-COPY_SCALES = (0.75, 1.25)  # longer side of the copies that the network sees, as multiples of the working size
+TEMPERATURE = 1.0  # the mean over several copies of a photograph needs no sharpening
+CHROMA_GAIN = 1.2  # more than for small pictures: that mean, and enlarging, take some of the color
+COPY_SCALES = (0.5, 1.0, 1.5)  # longer side of the copies that the network sees, as multiples of the working size
 RADIUS = 4  # of the guided filter, in pixels of the largest copy
 EPSILON = 1e-3  # variance of the gray above which the guided filter takes a difference for an edge
 STRIP = 1 << 20  # pixels colored at a time

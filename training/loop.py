@@ -42,7 +42,7 @@ class TrainingConfig:
 def config_from_flags(args: Namespace) -> TrainingConfig:
     """Return the settings that a script's flags name; those that it has no flag for keep their defaults."""
     names = {field.name for field in fields(TrainingConfig)}
-    return TrainingConfig(**{name: value for name, value in vars(args).items() if name in names})
+    return TrainingConfig(**{name: value for name, value in vars(args).items() if name in names and value is not None})
 
 
 def run_training(

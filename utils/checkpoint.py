@@ -21,7 +21,7 @@ ADVICE = "name another file, or train it again"
 DEFAULTS = {"model": "UNet", "kernel": 3, "num_filters": 32}  # of an architecture
 COLORS = 24  # the default of classifiers
 WORKING_SIZE = 64  # about the longer side of the copies of a photograph that a network sees, in pixels
-PHOTOGRAPH_WEIGHTS = "photograph_dunet_k3_f64.pkl"  # the shipped network for photographs
+PHOTOGRAPH_WEIGHTS = "photograph_deep_unet_k3_f32.pkl"  # the shipped network for photographs
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,20 @@ def network_name(word: str) -> str:
 
 
 def add_number(
-    group: Any, *names: str, low: float, high: float, text: str, default: Any = None, metavar: str = "N", **more: Any
+    group: Any,
+    *names: str,
+    low: float,
+    high: float,
+    text: str,
+    default: Any = None,
+    kind: type = int,
+    metavar: str = "N",
+    **more: Any,
 ) -> None:
-    """Add a flag that takes a number from `low` to `high`, of the default's type; without a default, an integer."""
+    """Add a flag that takes a number from `low` to `high`, of the default's type; without a default, of type `kind`."""
 
     def number(word: str) -> float:  # argparse calls it by this name
-        value = int(word) if default is None else type(default)(word)
+        value = kind(word) if default is None else type(default)(word)
         if not low <= value <= high:
             raise ArgumentTypeError(f"{word!r} is not a number from {low} to {high}")
         return value
