@@ -271,7 +271,7 @@ def fit_palette(images: Tensor, num_colors: int, seed: int = 0, chroma: bool = F
     with threadpool_limits(1, "openmp"):  # several threads sum in varying order, and so give varying palettes
         palette = kmeans.fit(colors, sample_weight=counts.numpy()).cluster_centers_
     if chroma:
-        palette += 0.5 - palette.mean(1, keepdims=True)
+        palette = (palette + 0.5 - palette.mean(1, keepdims=True)).clip(0, 1)
     palette = palette[np.argsort(palette.sum(1), kind="stable")]
     return palette, np.average(nearest_color(colors, palette)[1], weights=counts.numpy())
 

@@ -26,6 +26,9 @@ TOOLS += [f"benchmarks/{path.stem}" for path in PROJECT.glob("benchmarks/*.py")]
 FOREIGN_FLAGS = {
     "--extra-index-url",
     "--index-url",
+    "--batch_size",
+    "--colours",
+    "--gpu",
     "--nproc-per-node",
     "--nnodes",
     "--rdzv-backend",
