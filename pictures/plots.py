@@ -1,7 +1,9 @@
 """The pictures that the scripts write: grids of images, training curves, feature maps."""
 
+import importlib
 import math
 import textwrap
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +20,13 @@ if TYPE_CHECKING:
 INK = "#808080"
 
 
+def preload_matplotlib() -> None:
+    """Begin to import matplotlib in a thread, beside other work: it takes half a second."""
+    threading.Thread(target=importlib.import_module, args=("matplotlib.backends.backend_agg",), daemon=True).start()
+
+
 def new_figure(**settings: Any) -> "Figure":
-    """Return an empty figure. Importing matplotlib takes half a second, so it happens here, not at start-up."""
+    """Return an empty figure."""
     from matplotlib.figure import Figure
 
     return Figure(**settings)
@@ -54,9 +61,8 @@ def save_image_grid(path: Path, title: str, rows: Mapping[str, Sequence[Tensor] 
             place[..., :3] = image.detach().cpu().clamp(0, 1).permute(1, 2, 0)
             place[..., 3] = 1  # around it, the sheet is transparent
     inches = max(1.15 / max(down, right), 0.01)  # of one pixel, which is drawn as one or more
-    size = inches * columns * right + 1.6, inches * len(rows) * down + 0.5
-    figure = new_figure(figsize=size, layout="constrained")
-    ax = figure.subplots()
+    figure = new_figure(figsize=(inches * columns * right, inches * len(rows) * down))
+    ax = figure.add_axes((0, 0, 1, 1))  # the labels are outside, which save() includes
     ax.imshow(sheet, interpolation="nearest")
     ax.set_yticks([row * down + tall / 2 for row in range(len(rows))], [textwrap.fill(label, 16) for label in rows])
     ax.set_xticks([])

@@ -11,7 +11,7 @@ from data import ImageDataset, ImageSource, subsample, to_gray
 from models import Network, device_of, predict
 from pictures.decoding import TEMPERATURE, apply_chroma, comparison_rows
 from pictures.metrics import measure, print_metrics
-from pictures.plots import save_image_grid
+from pictures.plots import preload_matplotlib, save_image_grid
 from utils import distributed
 from utils.checkpoint import Checkpoint
 from utils.files import check_targets, write_json
@@ -88,6 +88,7 @@ def run_validation(
     """
     path = out_dir / f"{checkpoint.model.lower()}_valid.png"
     check_targets([path, json_path] if json_path else [path], (source.path, *inputs))
+    preload_matplotlib()
     valid_set = source.validation_set(checkpoint.palette, device_of(net))
     batches: list[dict[str, Tensor]] = []
     colors = checkpoint.palette, temperature

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from data import ImageDataset, subsample, to_gray
 from models import Network, device_of
 from pictures.decoding import TEMPERATURE, chroma_error, palette_tensor
+from pictures.plots import preload_matplotlib
 from training.augmentation import augment
 from training.evaluation import cross_entropy, draw_samples, evaluate
 from training.log import RunLog
@@ -54,6 +55,7 @@ def run_training(
     """
     config, net, name = trainer.config, trainer.averaged_model, f"{log.checkpoint.model}, {log.checkpoint.data}"
     counts = f"{len(trainer.dataset):,} training and {len(valid_set):,} validation images"
+    preload_matplotlib()
     with log.running():
         if resume:
             log.resume(trainer.load_state_dict)
