@@ -43,7 +43,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
 
     group = parser.add_argument_group("annealed-mean decoding (the mean color under sharpened probabilities)")
-    text = f"longer side of the copies of a photograph that the network sees, approximately ({WORKING_SIZE} pixels)"
+    text = "longer side of the copies of a photograph that the network sees, approximately "
+    text += f"(default: that of the checkpoint, {WORKING_SIZE} pixels for a new network)"
     flags.add_number(group, "--working-size", low=4, high=512, text=text)
     text = "temperature of the softmax: lower values give bolder colors, higher values paler ones"
     text += f" (default: {TEMPERATURE}; with --colorize: {PHOTOGRAPH_TEMPERATURE})"

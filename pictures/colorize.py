@@ -232,10 +232,10 @@ def list_sources(paths: list[Path], folder: Path) -> list[tuple[Path, Path]]:
 
     Earlier results are left out, since `folder` may lie inside a folder to color. Raises UserError if there are none.
     """
-    sources = []
+    sources, resolved = [], folder.resolve()
     for path in paths:
         for file in list_image_files(path):
-            in_folder = folder.resolve() in file.resolve().parents
+            in_folder = resolved in file.resolve().parents
             if file == path:
                 sources.append((file, folder))
             elif not in_folder or not (mark_of(file) or re.fullmatch(r"before_and_after(_\d+)?", file.stem)):

@@ -193,10 +193,9 @@ def convert_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The handout's decoder upsamples before batch norm, so batch norm is layer 2 of its stages, not layer 1.
     """
     state_dict = {re.sub(r"^(upconv\d)\.2\.", r"\1.1.", name): value for name, value in state_dict.items()}
-    for name in [
-        name for name in state_dict if name.endswith("running_var")
-    ]:  # the handout's files are older than these
-        state_dict.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
+    counters = [name.replace("running_var", "num_batches_tracked") for name in state_dict if "running_var" in name]
+    for name in counters:  # the handout's files are older than these
+        state_dict.setdefault(name, torch.tensor(0))
     for name, value in state_dict.items():
         if value.untyped_storage().nbytes() < value.nbytes:
             raise ValueError(f"{name} claims to be larger than it is")
