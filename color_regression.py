@@ -66,7 +66,7 @@ def validate(args: argparse.Namespace, source: ImageSource) -> None:
     device = distributed.setup(args.device, several=False)
     path = args.checkpoint or pretrained_path(**flags.architecture_of(args))
     net, checkpoint = load_network(path, **flags.architecture_of(args))
-    run_validation(net.to(device), checkpoint, source, args.out_dir, json_path=args.json, inputs=[path])
+    run_validation(net.to(device), checkpoint, source, args.out_dir, inputs=[path])
 
 
 def gray_copy_error(images: Tensor) -> float:

@@ -36,7 +36,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     flags.add_training_flags(parser, defaults, CLASSES, AUGMENTATIONS)
 
     group = parser.add_argument_group("loss")
-    group.add_argument("--rebalance", action="store_true", help="give rare colors more weight (Zhang et al. 2016)")
     text = "add W times the squared error of the mean color's chroma to the loss"
     flags.add_number(
         group, "--picture-weight", default=defaults["picture_weight"], low=0, high=1e6, text=text, metavar="W"
@@ -99,7 +98,7 @@ def validate(args: argparse.Namespace) -> None:
     net, checkpoint = load(args, path, source)
     source = replace(source, working_size=checkpoint.working_size, crop_size=net.training_size)
     inputs = path, palette_file(args.colors, source)
-    run_validation(net.to(device), checkpoint, source, args.out_dir, args.temperature or TEMPERATURE, args.json, inputs)
+    run_validation(net.to(device), checkpoint, source, args.out_dir, args.temperature or TEMPERATURE, inputs)
 
 
 def colorize(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import ImageSource, to_gray, to_rgb
 from models import predict
 from pictures.decoding import annealed_mean, apply_chroma, decode_annealed_mean
-from pictures.metrics import measure
+from pictures.metrics import colorfulness, psnr
 from utils.checkpoint import load_network, pretrained_path
 from utils.console import print_table, run_script
 
@@ -31,12 +31,10 @@ def main(argv):
     images = ImageSource(holdout=500).validation_images()
     gray, truth = to_gray(images), to_rgb(images)
     logits = predict(net, gray)
-    base = measure({"gray": gray.expand_as(truth), "ground truth": truth}, truth)
 
     def described(picture):
-        metrics = measure({"picture": picture}, truth)["picture"]
-        gained = metrics["psnr"]["mean"] - base["gray"]["psnr"]["mean"]
-        return f"{gained:.2f} dB, {metrics['colorfulness']['mean'] / base['ground truth']['colorfulness']['mean']:.2f}"
+        share = colorfulness(picture).mean() / colorfulness(truth).mean()
+        return f"{psnr(picture, truth) - psnr(gray, truth):.2f} dB, {share:.2f}"
 
     rows = []
     for temperature in TEMPERATURES:

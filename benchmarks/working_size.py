@@ -21,10 +21,10 @@ from sklearn.datasets import load_sample_images
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.picture_metrics import measure
 from data import to_rgb
 from pictures.colorize import colorize_full_size, predict_chroma
 from pictures.decoding import apply_chroma
-from pictures.metrics import measure
 from pictures.plots import save_image_grid
 from sources.image_files import list_image_files, read_image, split_files, to_tensor
 from utils.checkpoint import load_network, pretrained_path
@@ -63,7 +63,7 @@ def compare(images, colorize):
         truth = as_tensor(image)
         gray = truth.mean(1, keepdim=True)
         colored = colorize(image, gray)
-        metrics = measure({"colored": colored, "ground truth": truth}, truth, perceptual=True)
+        metrics = measure({"colored": colored, "ground truth": truth}, truth)
         for name in ("ciede2000", "auc", "colorfulness"):
             columns[name].append(metrics["colored"][name]["mean"])
         columns["truth"].append(metrics["ground truth"]["colorfulness"]["mean"])
@@ -110,8 +110,8 @@ def main(argv):
         files = split_files(all_files, train=False) if args.held_out else all_files
         if not files:
             raise UserError(f"{args.photographs}: too few photographs")
-        images = [shrink(read_image(file)[0]) for file in files]
-        everything = [shrink(read_image(file, 64)[0], 64) for file in all_files]
+        images = [shrink(read_image(file)) for file in files]
+        everything = [shrink(read_image(file, 64), 64) for file in all_files]
     else:
         images = everything = [shrink(image) for image in library_photographs()]
     tint = torch.cat([as_tensor(image).mean((2, 3), keepdim=True) for image in everything]).mean(0, keepdim=True)

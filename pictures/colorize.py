@@ -61,31 +61,13 @@ def colorize(
     `network` is what load_network() returns, by default the shipped network for photographs. `saturation`
     multiplies the colors: 0 leaves the image gray, 1 is what the network predicts.
     """
-    rgb, alpha = to_srgb(image)
-    return colorize_rgb(rgb, alpha, network or photograph_network(), saturation, temperature)
-
-
-def colorize_rgb(
-    image: Image.Image,
-    alpha: Image.Image | None,
-    network: tuple[Network, Checkpoint],
-    saturation: float,
-    temperature: float,
-) -> Image.Image:
-    """Return a colored copy of what to_srgb() returned; the other arguments are those of colorize()."""
-    net, checkpoint = network
+    net, checkpoint = network or photograph_network()
+    image = to_srgb(image)
     chroma, gray = predict_chroma(net, checkpoint.palette, image, checkpoint.working_size, temperature)
     colored = colorize_full_size(saturation * chroma, gray, image)
-    if alpha:
-        colored.putalpha(alpha)
+    if image.mode == "RGBA":
+        colored.putalpha(image.getchannel("A"))
     return colored
-
-
-def small_gray(image: Image.Image, longer_side: float, multiple: int) -> Tensor:
-    """Return the gray of a copy of an RGB image, (1, 1, h, w), whose sides are multiples of a number."""
-    scale = min(1, longer_side / max(image.size))
-    size = [max(multiple, multiple * round(side * scale / multiple)) for side in image.size]
-    return to_gray(to_tensor(image.resize(size, Image.Resampling.BOX, reducing_gap=2)))
 
 
 def predict_chroma(
@@ -96,16 +78,16 @@ def predict_chroma(
     The chroma is the colors minus their mean, (1, 3, h, w), averaged over copies of COPY_SCALES times `working_size`
     pixels on the longer side, each also mirrored; (h, w) is the size of the last.
     """
-
-    def colors(gray: Tensor) -> Tensor:
-        return decode_annealed_mean(predict(net, gray).cpu(), palette, gray, temperature, CHROMA_GAIN)
-
-    predictions = []
+    predictions, multiple, image = [], net.size_multiple, image.convert("RGB")
     for scale in COPY_SCALES:
-        gray = small_gray(image, scale * working_size, net.size_multiple)
-        predictions.append(colors(gray) + colors(gray.flip(3)).flip(3))  # (1, 3, h, w)
-    enlarged = [interpolate(each, gray.shape[2:], mode="bicubic") for each in predictions]
-    mean = torch.stack(enlarged).mean(0) / 2
+        shrinking = min(1, scale * working_size / max(image.size))
+        size = [max(multiple, multiple * round(side * shrinking / multiple)) for side in image.size]
+        gray = to_gray(to_tensor(image.resize(size, Image.Resampling.BOX, reducing_gap=2)))
+        for mirrored in (False, True):
+            seen = gray.flip(3) if mirrored else gray
+            colors = decode_annealed_mean(predict(net, seen).cpu(), palette, seen, temperature, CHROMA_GAIN)
+            predictions.append(colors.flip(3) if mirrored else colors)  # (1, 3, h, w)
+    mean = torch.stack([interpolate(each, gray.shape[2:], mode="bicubic") for each in predictions]).mean(0)
     return mean - mean.mean(1, keepdim=True), gray
 
 
@@ -154,47 +136,35 @@ def kept_metadata(info: dict, image_format: str, mark: str) -> dict:
 
     Those are resolution, EXIF data, XMP data and comments, if they can be written. The mark is added to the EXIF data.
     """
-    kept: dict = {}
+    text = PngImagePlugin.PngInfo()
+    kept: dict = {"pnginfo": text}
     if all(1 <= value < 65_000 for value in info.get("dpi", [0])):  # what a JPEG can store; NaN in a broken TIFF
         kept["dpi"] = info["dpi"]
-    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
-    xmp = xmp.encode() if isinstance(xmp, str) else xmp
-    comment = info.get("comment") or b""
-    text = PngImagePlugin.PngInfo()
     for key, value in info.items():
         if isinstance(value, str) and len(value) < METADATA and not key.startswith("XML:") and key != "compression":
             text.add_itxt(key, value)
-    if 0 < len(xmp) < METADATA:
-        kept["xmp"] = xmp
-        text.add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
-    if isinstance(comment, bytes) and 0 < len(comment) < METADATA:
-        kept["comment"] = comment
-        text.add_itxt("Comment", comment.decode(errors="replace"))
-    exif, marked = Image.Exif(), Image.Exif()
-    exif[PROCESSING_SOFTWARE] = marked[PROCESSING_SOFTWARE] = mark
-    with contextlib.suppress(Exception):  # broken metadata may raise anything
-        exif.load(info["exif"])
-        exif[PROCESSING_SOFTWARE] = mark
-        whole = kept | {"exif": exif.tobytes(), "pnginfo": text}
-        Image.new("RGB", (1, 1)).save(io.BytesIO(), image_format, **whole)
-        if len(whole["exif"]) < METADATA:
-            return whole
-    return kept | {"exif": marked.tobytes(), "pnginfo": text}
+    xmp, comment = info.get("xmp") or info.get("XML:com.adobe.xmp") or b"", info.get("comment") or b""
+    xmp = xmp.encode() if isinstance(xmp, str) else xmp
+    for key, name, value in (("xmp", "XML:com.adobe.xmp", xmp), ("comment", "Comment", comment)):
+        if isinstance(value, bytes) and 0 < len(value) < METADATA:
+            kept[key] = value
+            text.add_itxt(name, value.decode(errors="replace"))
+    for source in (info.get("exif"), None):  # without the source's, if that is broken
+        with contextlib.suppress(Exception):  # broken metadata may raise anything
+            exif = Image.Exif()
+            exif.load(source)
+            exif[PROCESSING_SOFTWARE] = mark
+            kept["exif"] = exif.tobytes()
+            Image.new("RGB", (1, 1)).save(io.BytesIO(), image_format, **kept)
+            if len(kept["exif"]) < METADATA:
+                break
+    return kept
 
 
 def fingerprint(checkpoint: Checkpoint) -> int:
     """Return a checksum of a network's weights, palette and working size."""
     weights = (value.detach().cpu().reshape(-1).view(torch.uint8).numpy() for value in checkpoint.state_dict.values())
     return zlib.crc32(b"".join(map(bytes, weights)) + repr((checkpoint.palette, checkpoint.working_size)).encode())
-
-
-def save_image(path: Path, image: Image.Image, info: dict, mark: str) -> None:
-    """Write a colored image, as JPEG or PNG by its path's ending. Raises UserError if that fails."""
-    check_writable(path)
-    image_format = "JPEG" if path.suffix == ".jpg" else "PNG"
-    settings: dict = {"quality": 93} if path.suffix == ".jpg" else {"compress_level": 1}
-    with atomic_write(path) as file:
-        image.save(file, image_format, **settings, **kept_metadata(info, image_format, mark))
 
 
 def mark_of(path: Path) -> str:
@@ -220,13 +190,6 @@ def result_path(folder: Path, source: Path, as_jpeg: bool, mark: str) -> tuple[P
     return path, False
 
 
-def thumbnail(image: Image.Image) -> Tensor:
-    """Return a small copy of an image as a tensor (3, h, w) in 0..1."""
-    image = image.convert("RGB")  # a copy
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return to_rgb(to_tensor(image))[0]
-
-
 def list_sources(paths: list[Path], folder: Path) -> list[tuple[Path, Path]]:
     """Return the files to color, and for each the folder of its result: `folder`, or one as deep in it as the file is.
 
@@ -246,25 +209,28 @@ def list_sources(paths: list[Path], folder: Path) -> list[tuple[Path, Path]]:
 
 
 def colorize_file(
-    file: Path, folder: Path, settings: str, network: tuple[Network, Checkpoint], saturation: float, temperature: float
-) -> tuple[Tensor, Tensor] | None:
-    """Color an image file into a folder; return thumbnails of both, None if it was done before with these settings.
+    file: Path, folder: Path, network: tuple[Network, Checkpoint], settings: tuple[float, float], mark: str
+) -> tuple[Image.Image, Image.Image] | None:
+    """Color an image file into a folder; return both images, None if a result with this mark is there.
 
-    Raises UserError.
+    The mark is completed with a checksum of the file. Raises UserError.
     """
-    image, alpha = read_image(file)
+    image = read_image(file)
     with open(file, "rb") as content:
-        mark = f"colorization.py {hashlib.file_digest(content, 'md5').hexdigest()} {settings}"
-    as_jpeg = file.suffix.lower() in (".jpg", ".jpeg") and alpha is None and max(image.size) <= JPEG_SIDE
+        mark += f" {hashlib.file_digest(content, 'md5').hexdigest()}"
+    as_jpeg = file.suffix.lower() in (".jpg", ".jpeg") and image.mode == "RGB" and max(image.size) <= JPEG_SIDE
     path, is_there = result_path(folder, file, as_jpeg, mark)
     if is_there:
         return None
-    colored = colorize_rgb(image, alpha, network, saturation, temperature)
-    save_image(path, colored, image.info, mark)
+    colored = colorize(image, network, *settings)
+    check_writable(path)
+    image_format, quality = ("JPEG", {"quality": 93}) if as_jpeg else ("PNG", {"compress_level": 1})
+    with atomic_write(path) as result:
+        colored.save(result, image_format, **quality, **kept_metadata(image.info, image_format, mark))
     with contextlib.suppress(OSError):  # some file systems keep no dates
         os.utime(path, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))  # those of its source
     tqdm.write(f"saved {path}" + ("" if path.stem == f"{file.stem}_colored" else f", from {file}"))
-    return thumbnail(image), thumbnail(colored)
+    return image, colored
 
 
 def colorize_files(
@@ -280,19 +246,21 @@ def colorize_files(
     reported and skipped; a UserError at the end says how many.
     """
     sources = list_sources(paths, folder)
-    settings = f"{fingerprint(network[1])} {saturation:g} {temperature:g}"
-    pairs: list[tuple[Tensor, Tensor]] = []
+    mark = f"colorization.py {fingerprint(network[1])} {saturation:g} {temperature:g}"
+    pairs: list[list[Tensor]] = []
     failed = left = 0
     for file, target in tqdm(sources, unit="image", leave=False, disable=None):
         try:
-            pair = colorize_file(file, target, settings, network, saturation, temperature)
+            both = colorize_file(file, target, network, (saturation, temperature), mark)
         except UserError as error:
             failed += 1
             tqdm.write(str(error), file=sys.stderr)
             continue
-        left += pair is None
-        if pair and len(pairs) < SHEET:
-            pairs.append(pair)
+        left += both is None
+        if both and len(pairs) < SHEET:
+            for image in both:
+                image.thumbnail((THUMBNAIL, THUMBNAIL))
+            pairs.append([to_rgb(to_tensor(image))[0] for image in both])
     if pairs:
         save_sheet(folder / "before_and_after.png", pairs)
     print(f"{len(sources) - failed - left} images colored" + (f"; {left} were colored before" if left else ""))
@@ -300,7 +268,7 @@ def colorize_files(
         raise UserError(f"{failed} of {len(sources)} images could not be colored")
 
 
-def save_sheet(path: Path, pairs: list[tuple[Tensor, Tensor]]) -> None:
+def save_sheet(path: Path, pairs: list[list[Tensor]]) -> None:
     """Write pictures before and after coloring, and their gray between the two unless all were gray."""
     before, after = zip(*pairs)
     rows = {"gray": [picture.mean(0, keepdim=True) for picture in before], "after": after}

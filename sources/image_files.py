@@ -31,9 +31,7 @@ CROP_SCALES = (0.75, 1.5)  # longer side of the photograph that a crop is taken 
 GAMMAS = (0.67, 1.5)  # of the crops to learn from, which makes them darker or lighter
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF files
 DESCRIPTIVE = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}  # EXIF tags: what, by whom, when and where
-TRANSPOSED = {
-    2 + number: Image.Transpose(way) for number, way in enumerate((0, 3, 1, 5, 4, 6, 2))
-}  # by EXIF orientation
+TRANSPOSED = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), 2))  # by EXIF orientation
 MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
 
 
@@ -66,7 +64,7 @@ def list_image_files(path: str | Path) -> list[Path]:
     return [file for file in files if file.suffix.lower() in extensions]
 
 
-def read_image(path: Path, size: int | None = None) -> tuple[Image.Image, Image.Image | None]:
+def read_image(path: Path, size: int | None = None) -> Image.Image:
     """Return the image of a file as to_srgb() does, the first one if there are several.
 
     With `size`, a JPEG is decoded faster, at half, a quarter or an eighth of its size, but at least `size`. Raises
@@ -95,14 +93,14 @@ def read_image(path: Path, size: int | None = None) -> tuple[Image.Image, Image.
                 file.draft("RGB", (size, size))
             is_deep = "16" in str(file.tile) and file.mode[0] != "I"  # colors of 16 bits, of which Pillow keeps 8
             with LARGE_IMAGES if file.width * file.height > MAX_PIXELS / 8 else contextlib.nullcontext():
-                image, alpha = to_srgb(file, str(path))
-            if is_deep and np.asarray(image).max() < 16:
+                image = to_srgb(file, str(path))
+            if is_deep and np.asarray(image)[..., :3].max() < 16:
                 warnings.warn(f"{path}: almost black; it seems to use only the lower 12 of its 16 bits")
-            return image, alpha
+            return image
 
 
-def to_srgb(image: Image.Image, name: str = "the image") -> tuple[Image.Image, Image.Image | None]:
-    """Return an image as a viewer shows it: (8-bit RGB in the sRGB color space, its alpha channel or None).
+def to_srgb(image: Image.Image, name: str = "the image") -> Image.Image:
+    """Return an image as a viewer shows it: 8-bit RGB in the sRGB color space, RGBA if it has transparent parts.
 
     Applies the EXIF orientation, to_8_bits() and the color profile. Warns if that is broken, and ignores it.
     """
@@ -112,7 +110,7 @@ def to_srgb(image: Image.Image, name: str = "the image") -> tuple[Image.Image, I
     image = to_8_bits(upright(image, name), tags, name)
     image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode))
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    info = {key: value for key, value in image.info.items() if key != "icc_profile"}
+    info = {key: value for key, value in image.info.items() if key not in ("icc_profile", "gamma", "transparency")}
     is_gray = image.mode in ("1", "L", "LA")
     image = image.convert("L" if is_gray else image.mode if image.mode in ("CMYK", "LAB") else "RGB")
     if profile:
@@ -120,8 +118,10 @@ def to_srgb(image: Image.Image, name: str = "the image") -> tuple[Image.Image, I
     elif gamma and not 0.4 < gamma < 0.5:  # of a PNG without a profile; sRGB's is about 1 / 2.2
         image = image.convert("RGB").point([round(255 * (v / 255) ** (1 / (2.2 * gamma))) for v in range(256)] * 3)
     image = image.convert("RGB")
+    if alpha:
+        image.putalpha(alpha)
     image.info = info
-    return image, alpha
+    return image
 
 
 def upright(image: Image.Image, name: str) -> Image.Image:
@@ -211,13 +211,13 @@ def black_and_white(
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """Return an RGB image as a tensor, uint8 (1, 3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    """Return an image as a tensor of its red, green and blue, uint8 (1, 3, H, W)."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
 
 
 def load_square(path: Path) -> torch.Tensor:
     """Return the central square of an image file, resized to uint8 (3, 32, 32). Raises UserError."""
-    return to_tensor(ImageOps.fit(read_image(path)[0], (SIZE, SIZE), Image.Resampling.LANCZOS))[0]
+    return to_tensor(ImageOps.fit(read_image(path).convert("RGB"), (SIZE, SIZE), Image.Resampling.LANCZOS))[0]
 
 
 def split_files(files: list[Path], train: bool) -> list[Path]:
@@ -249,7 +249,7 @@ def folder_photographs(folder: str, train: bool, working_size: int) -> list[np.n
 
     def read(file: Path) -> np.ndarray | None:
         try:
-            image, _ = read_image(file, size)
+            image = read_image(file, size).convert("RGB")
         except UserError as error:
             return tqdm.write(f"skipped: {error}")
         image.thumbnail((size, size), Image.Resampling.BOX)

@@ -84,9 +84,9 @@ def test_any_format_and_mode_is_colored_at_its_size(tmp_path, capsys):
             if transparent:
                 assert colored.getchannel("A").tobytes() == source.convert("RGBA").getchannel("A").tobytes()
             if file.endswith("png"):
-                gray = np.asarray(image_files.read_image(album / name)[0]).astype(float).mean(2)
+                gray = np.asarray(image_files.read_image(album / name))[..., :3].astype(float).mean(2)
                 assert abs(np.asarray(colored.convert("RGB")).astype(float).mean(2) - gray).max() <= 1
-    deep, plain = (np.asarray(image_files.read_image(album / f"{name}")[0]) for name in ("deep.png", "floats.tif"))
+    deep, plain = (np.asarray(image_files.read_image(album / f"{name}")) for name in ("deep.png", "floats.tif"))
     assert abs(deep.astype(int) - plain).max() <= 1 and deep.max() > 128
 
 
@@ -232,7 +232,7 @@ def test_a_folder_keeps_its_shape(tmp_path, capsys):
 def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path, monkeypatch):
     for number in range(4):
         Image.new("RGB", (40, 30), (60 * number, 9, 9)).save(tmp_path / f"{number}.png")
-    color, calls = colorize.colorize_rgb, []
+    color, calls = colorize.colorize, []
 
     def stop_at_third(*args):
         calls.append(args)
@@ -240,7 +240,7 @@ def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return color(*args)
 
-    monkeypatch.setattr(colorize, "colorize_rgb", stop_at_third)
+    monkeypatch.setattr(colorize, "colorize", stop_at_third)
     argv = ["--colorize", str(tmp_path), "--out-dir", str(tmp_path / "out")]
     with pytest.raises(KeyboardInterrupt):
         colorization.main(argv)

@@ -95,8 +95,8 @@ def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path):
     Image.new("L", (64, 64), 128).save(tmp_path / "motion.jpg")
     with open(tmp_path / "motion.jpg", "ab") as file:
         file.write(b"\xff\xda" * 200)  # as in the film that some telephones append
-    assert image_files.read_image(tmp_path / "motion.jpg")[0].size == (64, 64)
-    assert image_files.read_image(tmp_path / "few.jpg")[0].size == (64, 64)
+    assert image_files.read_image(tmp_path / "motion.jpg").size == (64, 64)
+    assert image_files.read_image(tmp_path / "few.jpg").size == (64, 64)
     with pytest.raises(
         UserError, match=r"many\.jpg: not a picture, or a corrupt one .it has more than 100 progressive"
     ):
@@ -149,13 +149,13 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path):
     image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((1600, 1200))
     image.save(tmp_path / "large.jpg")
     small, whole = (
-        image_files.read_image(tmp_path / "large.jpg", 128)[0],
-        image_files.read_image(tmp_path / "large.jpg")[0],
+        image_files.read_image(tmp_path / "large.jpg", 128),
+        image_files.read_image(tmp_path / "large.jpg"),
     )
     assert small.size == (200, 150) and whole.size == (1600, 1200)
     assert abs(np.asarray(small).astype(int) - np.asarray(whole.reduce(8))).mean() < 2
     image.save(tmp_path / "large.jpg", progressive=True)  # takes as much memory at any size, so it waits for the lock
-    assert image_files.read_image(tmp_path / "large.jpg", 128)[0].size == (1600, 1200)
+    assert image_files.read_image(tmp_path / "large.jpg", 128).size == (1600, 1200)
 
 
 def test_folders_that_will_not_do(tmp_path, fails):
@@ -216,8 +216,8 @@ def test_any_depth_has_the_brightness_that_was_meant(tmp_path, content, is_guess
     (tmp_path / "a.tif").write_bytes(content)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        image, alpha = image_files.read_image(tmp_path / "a.tif")
-    assert np.abs(np.asarray(image) - 255 * GRADIENT[..., None]).max() <= 2.5 and alpha is None
+        image = image_files.read_image(tmp_path / "a.tif")
+    assert np.abs(np.asarray(image) - 255 * GRADIENT[..., None]).max() <= 2.5 and image.mode == "RGB"
     lines = [str(warning.message) for warning in said]
     assert [f"{tmp_path / 'a.tif'}: its values are from " in line for line in lines] == [True] * is_guessed
 
@@ -225,7 +225,7 @@ def test_any_depth_has_the_brightness_that_was_meant(tmp_path, content, is_guess
 def test_values_that_are_not_finite_are_black_or_white(tmp_path):
     values = np.array([[np.nan, -np.inf, 0, 0.5, 1, np.inf]], "<f4")
     (tmp_path / "a.tif").write_bytes(tiff_bytes(values, 3))
-    assert np.asarray(image_files.read_image(tmp_path / "a.tif")[0])[0, :, 0].tolist() == [0, 0, 0, 128, 255, 255]
+    assert np.asarray(image_files.read_image(tmp_path / "a.tif"))[0, :, 0].tolist() == [0, 0, 0, 128, 255, 255]
 
 
 def test_a_picture_that_would_be_all_black_is_refused(tmp_path):
@@ -236,7 +236,7 @@ def test_a_picture_that_would_be_all_black_is_refused(tmp_path):
         with warnings.catch_warnings(action="ignore"), pytest.raises(UserError, match=f"from {words}, become a single"):
             image_files.read_image(tmp_path / "a.tif")
     (tmp_path / "a.tif").write_bytes(tiff_bytes(np.full((20, 20), 0.3, "<f4"), 3))
-    assert (np.asarray(image_files.read_image(tmp_path / "a.tif")[0]) == 76).all()  # it has one color
+    assert (np.asarray(image_files.read_image(tmp_path / "a.tif")) == 76).all()  # it has one color
 
 
 @pytest.mark.parametrize(("values", "guess"), [(12_000, True), (16_384, False), (4095, True)])
@@ -245,7 +245,7 @@ def test_a_dark_picture_of_16_bits(tmp_path, values, guess):
     (tmp_path / "a.tif").write_bytes(tiff_bytes((GRADIENT * values).astype("<u2")))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        image, _ = image_files.read_image(tmp_path / "a.tif")
+        image = image_files.read_image(tmp_path / "a.tif")
     assert len(said) == guess
     assert np.asarray(image).max() == pytest.approx(255 if values == 4095 else values / 257, abs=1)
 
@@ -270,7 +270,7 @@ def test_the_gamma_of_a_png_is_applied(tmp_path):
     content = b"gAMA" + struct.pack(">I", 100_000)  # values are proportional to light
     chunk = struct.pack(">I", 4) + content + struct.pack(">I", zlib.crc32(content))
     (tmp_path / "a.png").write_bytes(stream.getvalue()[:33] + chunk + stream.getvalue()[33:])
-    image, _ = image_files.read_image(tmp_path / "a.png")
+    image = image_files.read_image(tmp_path / "a.png")
     assert abs(np.asarray(image)[..., 0] - 255 * GRADIENT ** (1 / 2.2))[GRADIENT > 0.02].max() < 6
 
 
@@ -279,14 +279,14 @@ def test_broken_exif_leaves_the_picture_as_it_was_turned(tmp_path):
     exif[274], exif[306] = 6, "2001:02:03 04:05:06"
     image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((48, 32))
     image.save(tmp_path / "a.png", exif=exif)
-    whole, broken = image_files.read_image(tmp_path / "a.png")[0], 0
+    whole, broken = image_files.read_image(tmp_path / "a.png"), 0
     content = exif.tobytes()
     for place in range(10, len(content)):
         changed = bytes([*content[:place], content[place] ^ 0xFF, *content[place + 1 :]])
         image.save(tmp_path / "b.png", exif=changed)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            read, _ = image_files.read_image(tmp_path / "b.png")
+            read = image_files.read_image(tmp_path / "b.png")
         broken += any("EXIF data is broken" in str(warning.message) for warning in said)
         assert read.size in (whole.size, image.size)
 
@@ -295,13 +295,13 @@ def test_what_a_tiff_says_of_itself_is_kept(tmp_path):
     image = Image.new("RGB", (20, 10))
     image.save(tmp_path / "a.tif", description="a meadow", artist="somebody")
     exif = Image.Exif()
-    exif.load(image_files.read_image(tmp_path / "a.tif")[0].info["exif"])
+    exif.load(image_files.read_image(tmp_path / "a.tif").info["exif"])
     assert (exif[270], exif[315]) == ("a meadow", "somebody") and 256 not in exif
 
 
 def test_a_deep_picture_is_turned_as_its_camera_was(tmp_path):
     (tmp_path / "a.tif").write_bytes(tiff_bytes((GRADIENT * 65535).astype("<u2"), orientation=6))
-    image, _ = image_files.read_image(tmp_path / "a.tif")
+    image = image_files.read_image(tmp_path / "a.tif")
     assert np.abs(np.asarray(image)[..., 0] - 255 * np.rot90(GRADIENT, -1)).max() <= 1.5
 
 
@@ -338,7 +338,7 @@ def test_values_are_converted_from_a_color_profile_to_srgb(tmp_path, mode, gamma
     image = Image.fromarray((GRADIENT * 255).round().astype(np.uint8)).convert(mode)
     profile = gray_profile(gamma) if mode == "L" else with_gamma("sRGB", gamma)
     image.save(tmp_path / "a.png", icc_profile=profile)
-    converted, _ = image_files.read_image(tmp_path / "a.png")
+    converted = image_files.read_image(tmp_path / "a.png")
     expected = 255 * srgb((np.asarray(image.convert("L")) / 255) ** gamma)
     assert np.abs(np.asarray(converted) - expected[..., None])[GRADIENT > 0.05].max() < 3
     assert "icc_profile" not in converted.info
@@ -349,7 +349,7 @@ def test_a_profile_that_does_not_fit_is_ignored_with_a_line(tmp_path):
     for number, profile in enumerate((b"no profile", gray_profile(1.0), with_gamma("sRGB", 1.0)[:200])):
         image.save(tmp_path / f"{number}.png", icc_profile=profile)
         with pytest.warns(UserWarning, match=rf"{number}\.png: its color profile is broken or does not fit it"):
-            converted, _ = image_files.read_image(tmp_path / f"{number}.png")
+            converted = image_files.read_image(tmp_path / f"{number}.png")
         assert np.array_equal(np.asarray(converted), np.asarray(image))
 
 
@@ -359,7 +359,7 @@ def test_srgb_values_stay_as_they_are(tmp_path):
     for mode in ("RGB", "L"):  # gray with a profile of RGB, as scanners write it
         image.convert(mode).save(tmp_path / "a.png", icc_profile=profile)
         assert np.array_equal(
-            np.asarray(image_files.read_image(tmp_path / "a.png")[0]), image.convert(mode).convert("RGB")
+            np.asarray(image_files.read_image(tmp_path / "a.png")), image.convert(mode).convert("RGB")
         )
 
 
@@ -368,7 +368,7 @@ def test_only_the_first_of_several_images_is_used_and_a_line_says_so(tmp_path, n
     frames = [Image.new("RGB", (16, 16), color) for color in ("red", "green", "blue")]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
     with pytest.warns(UserWarning, match=f"{name}: only the first of its 3 images is used"):
-        image, _ = image_files.read_image(tmp_path / name)
+        image = image_files.read_image(tmp_path / name)
     assert np.abs(np.asarray(image, int)[8, 8] - (255, 0, 0)).max() < 5
 
 
@@ -390,7 +390,7 @@ def test_pictures_that_are_not_read_are_counted(tmp_path):
     save_image(tmp_path / "e.ppm")
     with pytest.warns(UserWarning, match=r"3 pictures are left out, whose format is not read: \.heic, \.svg"):
         assert image_files.list_image_files(tmp_path) == [tmp_path / "e.ppm"]
-    assert image_files.read_image(tmp_path / "e.ppm")[0].size == (40, 30)
+    assert image_files.read_image(tmp_path / "e.ppm").size == (40, 30)
 
 
 def test_a_picture_of_one_pixel_and_millions_is_refused(tmp_path, monkeypatch):
@@ -436,4 +436,4 @@ def test_the_previews_in_a_phones_picture_are_no_frames(tmp_path):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.asarray(image_files.read_image(tmp_path / "a.jpg")[0])[8, 8, 0] > 250
+        assert np.asarray(image_files.read_image(tmp_path / "a.jpg"))[8, 8, 0] > 250

@@ -7,26 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import ImageDataset, ImageSource, subsample, to_gray
+from data import ImageDataset, ImageSource, to_gray
 from models import Network, device_of, predict
 from pictures.decoding import TEMPERATURE, apply_chroma, comparison_rows
-from pictures.metrics import measure, print_metrics
+from pictures.metrics import print_metrics
 from pictures.plots import preload_matplotlib, save_image_grid
 from utils import distributed
 from utils.checkpoint import Checkpoint
-from utils.files import check_targets, write_json
+from utils.files import check_targets
 
 METRICS = ("loss", "accuracy")  # a regression has no accuracy
 NUM_SAMPLES = 10  # images in a sample picture
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Return the mean cross-entropy in nats per pixel of logits (N, K, H, W) and labels (N, H, W).
-
-    Class weights (K,) multiply each pixel's loss; the mean is over pixels, so parts of a batch add up to the whole.
-    """
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy in nats per pixel of logits (N, K, H, W) and labels (N, H, W)."""
     logits = logits.permute(0, 2, 3, 1).flatten(0, 2)  # (N·H·W, K), without a copy for channels-last
-    return F.cross_entropy(logits, labels.flatten().long(), class_weights, reduction="sum") / len(logits)
+    return F.cross_entropy(logits, labels.flatten().long())
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -78,48 +75,34 @@ def run_validation(
     source: ImageSource,
     out_dir: Path,
     temperature: float = TEMPERATURE,
-    json_path: Path | None = None,
     inputs: Iterable[Path | None] = (),
 ) -> None:
     """Evaluate a network: print its metrics and those of its pictures, and draw the first ten.
 
-    With `json_path`, also compute the slower metrics and write those of every image to that file. `inputs`
-    are the files that the network and its palette came from. Raises UserError.
+    `inputs` are the files that the network and its palette came from. Raises UserError.
     """
     path = out_dir / f"{checkpoint.model.lower()}_valid.png"
-    check_targets([path, json_path] if json_path else [path], (source.path, *inputs))
+    check_targets([path], (source.path, *inputs))
     preload_matplotlib()
     valid_set = source.validation_set(checkpoint.palette, device_of(net))
-    batches: list[dict[str, Tensor]] = []
-    colors = checkpoint.palette, temperature
-    metrics = evaluate(net, valid_set, on_batch=lambda x, y, out: batches.append(comparison_rows(x, y, out, *colors)))
-    panels = {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
+    metrics, panels = evaluate_pictures(net, valid_set, temperature)
     print(f"{checkpoint}\n{len(valid_set):,} images of {source}: {format_metrics(**metrics)}")
     title = f"{checkpoint.model}, {source}: {format_metrics(**metrics)}"
     save_image_grid(path, title, {label: panel[:NUM_SAMPLES] for label, panel in panels.items()})
     print(f"saved {path}")
-
-    label = "quantized ground truth" if checkpoint.is_classifier else "prediction"
-    picture_metrics = measure_pictures(panels, label, source if json_path else None)
-    print_metrics(picture_metrics)
-    if json_path:
-        described = {"model": checkpoint.model, "data": str(source), **metrics, "temperature": temperature}
-        write_json(json_path, described | {"pictures": picture_metrics})
-        print(f"saved {json_path}")
+    truth, label = panels.pop("ground truth"), "quantized ground truth" if checkpoint.is_classifier else "prediction"
+    panels[f"{label}, over the gray"] = apply_chroma(panels[label], panels["grayscale input"][:, :1])
+    print_metrics(panels | {"ground truth": truth})
 
 
-def measure_pictures(panels: dict[str, Tensor], label: str, source: ImageSource | None) -> dict[str, dict]:
-    """Return the metrics of each row of pictures, of the row `label` with its chroma over the gray, and of the truth.
-
-    With a source: the slower metrics as well, and a row for the mean color of its training images.
-    """
-    gray, truth = panels["grayscale input"][:, :1], panels["ground truth"]
-    panels = {name: panel for name, panel in panels.items() if name != "ground truth"}
-    panels[f"{label}, over the gray"] = apply_chroma(panels[label], gray)
-    if source:
-        mean = subsample(source.training_images()).mean((0, 2, 3), dtype=torch.float32) / 256
-        panels["dataset mean, over the gray"] = apply_chroma(mean.view(1, 3, 1, 1), gray)
-    return measure(panels | {"ground truth": truth}, truth, perceptual=source is not None)
+def evaluate_pictures(
+    net: Network, dataset: ImageDataset, temperature: float = TEMPERATURE
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Return the metrics of a network over a whole dataset, and the labeled rows of its pictures, on the CPU."""
+    batches: list[dict[str, Tensor]] = []
+    colors = dataset.palette, temperature
+    metrics = evaluate(net, dataset, on_batch=lambda x, y, out: batches.append(comparison_rows(x, y, out, *colors)))
+    return metrics, {label: torch.cat([batch[label] for batch in batches]).cpu() for label in batches[0]}
 
 
 def draw_samples(path: Path, title: str, net: Network, dataset: ImageDataset, temperature: float = TEMPERATURE) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import ImageDataset, subsample, to_gray
+from data import ImageDataset, to_gray
 from models import Network, device_of
 from pictures.decoding import TEMPERATURE, chroma_error, palette_tensor
 from pictures.plots import preload_matplotlib
@@ -35,7 +35,6 @@ class TrainingConfig:
     augment: tuple[str, ...] = ("mirror", "shift-x", "shift-y")
     seed: int = 0
     precision: str = "auto"
-    rebalance: bool = False  # give rare colors more weight in the loss
     picture_weight: float = 0.0  # weight of the decoded colors' squared error in the loss
     temperature: float = TEMPERATURE  # of the softmax that decodes them
 
@@ -98,7 +97,6 @@ class Trainer:
         self.dtype = choose_precision(config.precision, self.device)
         self.precision = str(self.dtype).removeprefix("torch.")
         self.palette = palette_tensor(dataset.palette, self.device) if dataset.is_classification else None
-        self.class_weights = class_weights(dataset) if config.rebalance else None
         self.raw_model: nn.Module = copy.deepcopy(net)
         if processes > 1 and self.device.type == "cuda":
             self.raw_model = nn.SyncBatchNorm.convert_sync_batchnorm(self.raw_model)
@@ -159,7 +157,7 @@ class Trainer:
         """Return the loss of a batch: the mean squared error of RGB, or the cross-entropy of palette labels."""
         if self.palette is None:
             return F.mse_loss(outputs, targets)
-        loss = cross_entropy(outputs, targets, self.class_weights)
+        loss = cross_entropy(outputs, targets)
         if self.config.picture_weight:
             error = chroma_error(outputs, self.palette, images, self.config.temperature)
             loss = loss + self.config.picture_weight * error
@@ -194,18 +192,6 @@ class Trainer:
     def __str__(self) -> str:
         several = f" in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
         return f"{self.device} in {self.precision}{several}"
-
-
-def class_weights(dataset: ImageDataset, uniform: float = 0.5) -> Tensor:
-    """Return a weight for every palette color, (K,), larger for rarer ones, with mean 1 over the dataset's pixels.
-
-    The inverse of the frequency mixed with the uniform distribution (Zhang et al. 2016, equation 4, λ = `uniform`).
-    """
-    parts = [dataset.targets(part.to(dataset.device)).flatten() for part in subsample(dataset.images).split(1000)]
-    num_colors = len(dataset.palette)  # type: ignore[arg-type]  # a classification has one
-    shares = torch.stack([part.bincount(minlength=num_colors) for part in parts]).sum(0) / sum(map(len, parts))
-    weights = 1 / ((1 - uniform) * shares + uniform / num_colors)
-    return weights / (shares * weights).sum()
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

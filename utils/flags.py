@@ -14,14 +14,14 @@ COMMON = {"model", "colors", "kernel", "num_filters", "checkpoint", "out_dir", "
 IMAGES = {"data", "category", "holdout"}
 DECODING = {"working_size", "temperature"}
 TRAINING = {"epochs", "batch_size", "learning_rate", "augment", "precision", "plot", "resume", "start_from"}
-TRAINING |= {"rebalance", "picture_weight", "seed"}
+TRAINING |= {"picture_weight", "seed"}
 USED_FLAGS = {  # by what a script does: the flags that have an effect
     "training": COMMON | IMAGES | DECODING | TRAINING,
-    "--valid": COMMON | IMAGES | DECODING | {"valid", "json", "seed"},
-    "--valid without --colors K": COMMON | IMAGES | DECODING | {"valid", "json"},
+    "--valid": COMMON | IMAGES | DECODING | {"valid", "seed"},
+    "--valid without --colors K": COMMON | IMAGES | DECODING | {"valid"},
     "--colorize": COMMON | IMAGES | DECODING | {"colorize", "saturation", "seed"},
     "--colorize without --colors K": COMMON | DECODING | {"colorize", "saturation"},
-    "validation (training needs --epochs)": COMMON | IMAGES | {"valid", "json"},
+    "validation (training needs --epochs)": COMMON | IMAGES | {"valid"},
     "an image file": COMMON | {"image"},
 }
 
@@ -164,5 +164,3 @@ def add_training_flags(parser: ArgumentParser, defaults: dict, classes: list[str
 
     group = add_output_flags(parser)
     group.add_argument("--plot", action="store_true", help="also draw samples after every epoch")
-    text = "when validating: also compute SSIM, CIEDE2000 and AuC; write all metrics of every image"
-    group.add_argument("--json", type=Path, metavar="FILE", help=text)
