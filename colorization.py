@@ -37,19 +37,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     group = parser.add_argument_group("loss")
     text = "add W times the squared error of the mean color's chroma to the loss"
-    flags.add_number(
-        group, "--picture-weight", default=defaults["picture_weight"], low=0, high=1e6, text=text, metavar="W"
-    )
+    weight = {"default": defaults["picture_weight"], "metavar": "W"}
+    flags.add_number(group, "--picture-weight", low=0, high=1e6, kind=float, help=text, **weight)
 
     group = parser.add_argument_group("annealed-mean decoding (the mean color under sharpened probabilities)")
     text = "longer side of the copies of a photograph that the network sees, approximately "
     text += f"(default: that of the checkpoint, {WORKING_SIZE} pixels for a new network)"
-    flags.add_number(group, "--working-size", low=4, high=512, text=text)
+    flags.add_number(group, "--working-size", low=4, high=512, help=text)
     text = "temperature of the softmax: lower values give bolder colors, higher values paler ones"
     text += f" (default: {TEMPERATURE}; with --colorize: {PHOTOGRAPH_TEMPERATURE})"
-    flags.add_number(group, "--temperature", kind=float, low=0.01, high=100, text=text, metavar="T")
+    flags.add_number(group, "--temperature", kind=float, low=0.01, high=100, help=text, metavar="T")
     text = "with --colorize: multiply the colors by S; 0 is gray"
-    flags.add_number(group, "--saturation", default=1.0, low=0, high=5, text=text, metavar="S")
+    flags.add_number(group, "--saturation", default=1.0, low=0, high=5, kind=float, help=text, metavar="S")
     args = parser.parse_args(argv)
     mode = "--colorize" if args.colorize else "--valid" if args.valid else "training"
     flags.reject_unused_flags(parser, args, mode)

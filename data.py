@@ -8,7 +8,6 @@ the mean of R, G and B; a pixel's label is its nearest palette color in RGB.
 
 import hashlib
 import io
-import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sources.cifar10 import CLASSES, FOLDER, SIZE, contains_cifar10, load_cifar10
-from sources.image_files import GAMMAS, array_images, folder_photographs, random_crops, sample_photographs
+from sources.image_files import GAMMAS, folder_photographs, random_crops, sample_photographs
 from utils.checkpoint import COLORS, WORKING_SIZE, check_palette
 from utils.console import UserError, run_script
 from utils.files import PROJECT, atomic_write, check_targets, report_read_errors
@@ -27,25 +26,17 @@ from utils.unpickling import unpickle
 
 STARTS = 8  # random starts of k-means
 MIN_CROPS = 2_000  # crops per epoch of an album, at least; a tenth of that for validation
-MAX_SCANNED_IMAGES = 50_000  # larger data sets are sampled before training, not read whole
 
 
 @dataclass(frozen=True)
 class ImageSource:
     """Where images come from; those to train on and those to validate on, each uint8 (N, 3, H, W)."""
 
-    location: str = "cifar10"  # or "sample", a folder of photographs or of CIFAR-10, or an .npy file
+    location: str = "cifar10"  # or "sample", or a folder of photographs or of CIFAR-10
     category: str = "horse"  # of CIFAR-10, or "all"
     holdout: int = 0  # training images of each class to validate on, instead of the test images
     working_size: int = WORKING_SIZE  # of photographs
     crop_size: int = SIZE  # height and width of the crops that are taken from them
-
-    @property
-    def path(self) -> Path | None:
-        """The file or folder that is read, or None."""
-        if self.cifar10_folder:
-            return self.cifar10_folder / FOLDER
-        return None if self.location == "sample" else Path(self.location)
 
     @property
     def cifar10_folder(self) -> Path | None:
@@ -57,8 +48,15 @@ class ImageSource:
 
     @property
     def is_album(self) -> bool:
-        """Whether these are photographs, a folder or the samples, which are cropped anew in every epoch."""
-        return not self.cifar10_folder and (self.location == "sample" or os.path.isdir(self.location))
+        """Whether these are photographs, which are cropped anew in every epoch."""
+        return not self.cifar10_folder
+
+    @property
+    def path(self) -> Path | None:
+        """The folder that is read, or None."""
+        if self.cifar10_folder:
+            return self.cifar10_folder / FOLDER
+        return None if self.location == "sample" else Path(self.location)
 
     def training_set(self, palette: np.ndarray | None, device: torch.device) -> "ImageDataset":
         """Return the data set to train on. Raises UserError."""
@@ -85,24 +83,20 @@ class ImageSource:
         """Return the training or test images and their classes. Raises UserError."""
         if self.cifar10_folder:
             return load_cifar10(self.cifar10_folder, CLASSES if self.category == "all" else [self.category], train)
-        if self.category != ImageSource.category:
-            raise UserError(f"--category {self.category} has no effect with --data {self.location}; remove it")
-        if Path(self.location).suffix == ".npy":
-            images = array_images(self.location, train)
-        elif self.is_album:
-            if self.holdout:
-                raise UserError(f"--holdout has no effect with --data {self.location}; remove it")
-            photographs = self.photographs(train)
-            count = max(MIN_CROPS if train else MIN_CROPS // 10, len(photographs))
-            images = random_crops(photographs, self.crop_size, self.working_size, count, seed=0)
-        else:
-            raise UserError(f"--data {self.location}: not cifar10, sample, a folder of images or an .npy file")
-        return images, torch.zeros((), dtype=torch.int64).expand(len(images))
+        for flag, is_given in (("--category", self.category != ImageSource.category), ("--holdout", self.holdout)):
+            if is_given:
+                raise UserError(f"{flag} has no effect with --data {self.location}; remove it")
+        photographs = self.photographs(train)
+        count = max(MIN_CROPS if train else MIN_CROPS // 10, len(photographs))
+        crops = random_crops(photographs, self.crop_size, self.working_size, count, seed=0)
+        return crops, torch.zeros(count, dtype=torch.int64)
 
     def photographs(self, train: bool) -> list[np.ndarray]:
         """Return an album's photographs to train on or to validate on, uint8 (h, w, 3). Raises UserError."""
         if self.location == "sample":
             return sample_photographs(train)
+        if not os.path.isdir(self.location):
+            raise UserError(f"--data {self.location}: not cifar10, sample or a folder of images")
         return folder_photographs(self.location, train, self.working_size)
 
     def __str__(self) -> str:
@@ -114,25 +108,15 @@ class ImageSource:
 def hold_out(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Split images into (the rest, those held out), with `count` images of every class held out.
 
-    The split does not depend on --seed. From more than MAX_SCANNED_IMAGES, the last `count` are held out.
-    Raises UserError.
+    The split does not depend on --seed. Raises UserError if a class has no more images.
     """
-    if count >= len(images):
-        raise UserError(f"--holdout {count}: there are only {len(images):,} training images")
-    if len(images) > MAX_SCANNED_IMAGES:
-        return images[:-count], images[-count:]
     held = torch.zeros(len(images), dtype=torch.bool)
     for label in labels.unique():
         places = (labels == label).nonzero()[:, 0]
         if count >= len(places):
-            raise UserError(f"--holdout {count}: a class has only {len(places):,} training images")
+            raise UserError(f"--holdout {count}: there are only {len(places):,} training images of each class")
         held[places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:count]]] = True
     return images[~held], images[held]
-
-
-def subsample(images: Tensor, most: int = MAX_SCANNED_IMAGES) -> Tensor:
-    """Return at most `most` of the images, evenly spaced."""
-    return images[:: math.ceil(len(images) / most)]
 
 
 def to_rgb(images: Tensor) -> Tensor:
@@ -146,7 +130,7 @@ def to_gray(images: Tensor) -> Tensor:
 
 
 class ImageDataset:
-    """Images, on the device if they fit, and the targets of any of them: palette labels, or RGB without a palette.
+    """Images on the device, and the targets of any of them: labels of palette colors, or RGB without a palette.
 
     `images` are uint8 (N, 3, H, W). `label_table` has the label of every color that occurs in them.
     """
@@ -159,8 +143,7 @@ class ImageDataset:
         """Take these images in place of the earlier ones."""
         if self.palette is not None:
             self.label_table = label_table(images, self.palette).to(self.device)
-        fits = self.device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2
-        self.images = images.to(self.device) if fits else images
+        self.images = images.to(self.device)
 
     def start_epoch(self, seed: int) -> None:
         """Prepare the images of an epoch; here they are the same in all epochs."""
@@ -170,7 +153,7 @@ class ImageDataset:
 
     def sha256(self) -> str:
         """Return a checksum of the images."""
-        return hashlib.sha256(subsample(self.images).cpu().numpy().tobytes()).hexdigest()
+        return hashlib.sha256(self.images.cpu().numpy().data).hexdigest()
 
     @property
     def is_classification(self) -> bool:
@@ -179,23 +162,14 @@ class ImageDataset:
 
     def targets(self, images: Tensor) -> Tensor:
         """Return the targets of images on the device: labels uint8 (N, H, W), or RGB float32 (N, 3, H, W) in [0, 1)."""
-        if not self.is_classification:
-            return to_rgb(images)
-        return self.label_table[pack_rgb(images)]  # which nearest_color() has filled in
+        return self.label_table[pack_rgb(images)] if self.is_classification else to_rgb(images)
 
 
 class Album(ImageDataset):
     """Crops of photographs, uint8 (h, w, 3): other ones in every epoch, some darker and some lighter."""
 
-    def __init__(
-        self,
-        images: Tensor,
-        palette: np.ndarray | None,
-        device: torch.device,
-        photographs: list[np.ndarray],
-        working_size: int,
-    ):
-        self.photographs, self.working_size = photographs, working_size
+    def __init__(self, images: Tensor, palette: np.ndarray | None, device: torch.device, photographs: list, size: int):
+        self.photographs, self.working_size = photographs, size
         super().__init__(images, palette, device)
 
     def start_epoch(self, seed: int) -> None:
@@ -232,18 +206,14 @@ def nearest_color(colors: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, 
 def label_table(images: Tensor, palette: np.ndarray) -> Tensor:
     """Return the label of every color code, uint8 (2^24,): the index of the nearest palette color.
 
-    Only colors that occur in `images`, uint8 (N, 3, H, W), are filled in; for over MAX_SCANNED_IMAGES, all (faster).
+    Only colors that occur in `images`, uint8 (N, 3, H, W), are filled in.
     """
-    if len(images) > MAX_SCANNED_IMAGES:
-        codes = torch.arange(1 << 24)
-    else:
-        occurs = torch.zeros(1 << 24, dtype=torch.bool)
-        for part in images.split(4096):
-            occurs[pack_rgb(part).cpu()] = True
-        codes = occurs.nonzero()[:, 0]
+    occurs = torch.zeros(1 << 24, dtype=torch.bool)
+    for part in images.split(4096):
+        occurs[pack_rgb(part).cpu()] = True
     table = torch.zeros(1 << 24, dtype=torch.uint8)
-    for part in codes.split(1 << 13):  # chunks that fit into the CPU's cache
-        table[part] = torch.from_numpy(nearest_color(unpack_rgb(part.numpy()), palette)[0])
+    for codes in occurs.nonzero()[:, 0].split(1 << 13):  # parts that fit into the CPU's cache
+        table[codes] = torch.from_numpy(nearest_color(unpack_rgb(codes.numpy()), palette)[0])
     return table
 
 
@@ -312,22 +282,19 @@ def palette_for(colors: str, source: ImageSource, seed: int = 0) -> np.ndarray:
     file = palette_file(colors, source)
     if file:
         return load_palette(file)
-    images = subsample(source.training_images())
+    images = source.training_images()
     print(f"fitting a palette of {colors} colors to the training images", flush=True)
     return fit_palette(images, int(colors), seed)[0]
 
 
 def main(argv: list[str]) -> None:
     parser = Parser("Fit a palette to all training pixels by k-means.")
-    add_number(
-        parser, "-c", "--colors", "--colours", default=COLORS, low=2, high=256, text="number of colors", metavar="K"
-    )
-    add_number(parser, "-s", "--seed", default=0, low=0, high=2**32 - 1, text="seed of k-means")
+    add_number(parser, "-c", "--colors", "--colours", default=COLORS, low=2, high=256, help="number of colors")
+    add_number(parser, "-s", "--seed", default=0, low=0, high=2**32 - 1, help="seed of k-means")
     text = "tell colors apart by their chroma alone, whatever their gray"
     parser.add_argument("--chroma", action="store_true", help=text)
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="file to write or replace (default: color/color_kmeansK_cat*.npy)"
-    )
+    text = "file to write or replace (default: color/color_kmeansK_cat*.npy)"
+    parser.add_argument("--output", type=Path, metavar="FILE", help=text)
     add_image_flags(parser, asdict(ImageSource()), CLASSES)
     args = parser.parse_args(argv)
 
@@ -336,7 +303,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--data {args.data} needs --output FILE: color/ contains only palettes of CIFAR-10")
     output = args.output or palette_path(args.colors, args.category)
     check_targets([output], [source.path])
-    palette, distance = fit_palette(subsample(source.training_images()), args.colors, args.seed, args.chroma)
+    palette, distance = fit_palette(source.training_images(), args.colors, args.seed, args.chroma)
     with atomic_write(output) as file:
         np.save(file, palette, allow_pickle=False)
     print(f"mean distance from a pixel to its palette color: {distance:.5f} (RGB in [0, 1))")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import ImageSource, subsample
+from data import ImageSource
 from models import NETWORKS
 from pictures.decoding import TEMPERATURE, apply_chroma
 from pictures.metrics import colorfulness
@@ -35,11 +35,11 @@ BIN = 10  # width of a color bin in ab
 
 
 def measure(panels, truth):
-    """Return metrics of labeled pictures (N, 3, H, W) in 0..1: {label: {metric: {"mean": number, "per_image": [number]}}}.
+    """Return metrics of labeled pictures (N, 3, H, W) in 0..1, {label: {metric: {"mean": number, "per_image": […]}}}.
 
     The mean PSNR is computed from the mean squared error over all pixels; the other means are over images.
     SSIM has 7x7 windows and is averaged over channels, CIEDE2000 over pixels. AuC is the area under the curve of the
-    fraction of pixels within a distance in ab, for distances from 0 to 150, unweighted and ("balanced") with more weight
+    share of pixels within a distance in ab, for distances from 0 to 150, unweighted and ("balanced") with more weight
     on rare colors (Zhang et al. 2016, section 3.1); the balanced mean is over all pixels.
     """
     true_lab = lab(truth)
@@ -49,7 +49,7 @@ def measure(panels, truth):
         pairs = zip(pictures.numpy(), truth.numpy())
         ssim = [structural_similarity(*pair, channel_axis=0, data_range=1) for pair in pairs]
         distances = np.linalg.norm(lab(pictures)[..., 1:] - true_lab[..., 1:], axis=-1)
-        nearness = (1 - distances / WIDEST_DISTANCE).clip(0)  # (N, H, W): fraction of distances that a pixel lies within
+        nearness = (1 - distances / WIDEST_DISTANCE).clip(0)  # (N, H, W): share of distances it lies within
         metrics = {
             "psnr": -10 * (pictures - truth).square().mean((1, 2, 3)).log10().numpy(),
             "ssim": np.array(ssim),
@@ -93,7 +93,7 @@ def rarity_weights(true_lab):
 def compared_panels(panels, source):
     """Return rows of pictures, with the trivial answers and the best that the palette allows, and the truth."""
     truth, gray = panels.pop("ground truth"), panels["grayscale input"][:, :1]
-    mean = subsample(source.training_images()).mean((0, 2, 3), dtype=torch.float32).view(1, 3, 1, 1) / 256
+    mean = source.training_images().mean((0, 2, 3), dtype=torch.float32).view(1, 3, 1, 1) / 256
     panels["dataset mean, over the gray"] = apply_chroma(mean, gray)
     for label in {"prediction", "quantized ground truth"} & panels.keys():
         panels[f"{label}, over the gray"] = apply_chroma(panels[label], gray)

@@ -60,7 +60,6 @@ AUGMENTATIONS = {
     ],
     "(b), (c) and (d), the default": [[]],
     "(a), (b), (c) and (d)": [["--augment", "upside-down", "mirror", "shift-x", "shift-y"]],
-    "the default and --rebalance": [["--rebalance"]],
 }
 EXERCISE = ("CNN", "UNet", "DUNet")  # its classifiers
 NETWORKS = {model: [["--model", model]] for model in EXERCISE}
@@ -201,9 +200,8 @@ def shipped_pictures(data_flags):
     """Print the metrics of the shipped networks' pictures of the test horses."""
     rows = []
     for model in ("RegressionCNN", *EXERCISE):
-        command = ["colorization.py", "--model", model] if model in EXERCISE else ["color_regression.py"]
         path = RUNS / "shipped" / f"{model}.json"
-        script(*command, "--valid", "--json", path, "--out-dir", path.parent, *data_flags)
+        script("benchmarks/picture_metrics.py", "--model", model, "--json", path, *data_flags)
         for label, row in json.loads(path.read_text())["pictures"].items():
             if "prediction" in label or "decoding" in label or model == "UNet":
                 values = [row[name]["mean"] for name in ("psnr", "ssim", "ciede2000", "colorfulness", "balanced_auc")]
@@ -298,24 +296,6 @@ def speckles(source):
             alone = torch.stack([picture != side for side in sides]).all(0)
             rows.append([name, f"{alone.float().mean():.1%}", f"{(alone & (picture != labels)).float().mean():.1%}"])
     table("Pixels unlike all four neighbors, argmax decoding, test horses", ["", "of all", "and wrong"], rows)
-
-
-def rebalanced_pictures(data_flags):
-    """Print the effect of --rebalance on accuracy, balanced AuC and colorfulness, over the seeds."""
-    rows = []
-    for name in ("(b), (c) and (d), the default", "the default and --rebalance"):
-        values = []
-        for seed in SEEDS:
-            folder = RUNS / f"{short(name)}_{seed}"
-            flags = ["--valid", "--holdout", 500, "--checkpoint", folder / file_name("UNet", 3, 32)]
-            script("colorization.py", *flags, "--json", folder / "valid.json", "--out-dir", folder, *data_flags)
-            content = json.loads((folder / "valid.json").read_text())
-            smooth = content["pictures"]["annealed-mean decoding"]
-            metrics = [smooth[key]["mean"] for key in ("balanced_auc", "colorfulness", "psnr")]
-            values.append([100 * content["accuracy"], *metrics])
-        rows.append([name, *(spread(column, digits) for column, digits in zip(zip(*values), (1, 4, 1, 2)))])
-    names = ["", "accuracy, %", "balanced AuC", "colorfulness", "PSNR, dB"]
-    table("Class rebalancing", names, rows)
 
 
 def train_without(part, argv):
@@ -525,8 +505,7 @@ def main(argv):
     table("Regression, 20 epochs", ["", "held-out mean squared error", "training"], rows)
     over_seeds("UNet trained without a skip connection, 10 epochs", CUTS)
     over_seeds("Optimizers, UNet", OPTIMIZERS)
-    over_seeds("Augmentation, UNet", [name for name in AUGMENTATIONS if "--rebalance" not in name])
-    rebalanced_pictures(data_flags)
+    over_seeds("Augmentation, UNet", AUGMENTATIONS)
     rates, batches = (sorted({pair[axis] for pair in SWEEP}) for axis in (0, 1))
     rows = []
     for rate in rates:

@@ -149,7 +149,7 @@ def kept_metadata(info: dict, image_format: str, mark: str) -> dict:
         if isinstance(value, bytes) and 0 < len(value) < METADATA:
             kept[key] = value
             text.add_itxt(name, value.decode(errors="replace"))
-    for source in (info.get("exif"), None):  # without the source's, if that is broken
+    for source in (info.get("exif", b""), b""):  # without the source's, if that is broken
         with contextlib.suppress(Exception):  # broken metadata may raise anything
             exif = Image.Exif()
             exif.load(source)

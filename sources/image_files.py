@@ -1,8 +1,7 @@
-"""Image files: photographs in any format, folders, arrays, and two photographs that come with scikit-learn."""
+"""Image files: photographs in any format, folders of them, and two photographs that come with scikit-learn."""
 
 import contextlib
 import io
-import math
 import os
 import threading
 import warnings
@@ -289,21 +288,6 @@ def random_crops(
         gamma = np.exp(rng.uniform(*np.log(gammas)))
         crop[:] = (255 * (np.asarray(values) / 255) ** gamma).round()
     return torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()
-
-
-def array_images(path: str | Path, train: bool) -> torch.Tensor:
-    """Return the images of an .npy file to train on or to validate on, uint8 (N, 3, 32, 32), memory-mapped.
-
-    The last tenth, at most 10,000 images, is for validation. The file may be larger than memory. Raises UserError.
-    """
-    with report_read_errors(
-        path, "NumPy array of images", f"save uint8 of shape (N, 3, {SIZE}, {SIZE}), N ≥ 20, with numpy.save", math.inf
-    ):
-        array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch requires a writable array
-        if array.dtype != np.uint8 or array.shape[1:] != (3, SIZE, SIZE) or len(array) < 20:
-            raise ValueError(f"it is {array.dtype} of shape {array.shape}")
-    count = min(len(array) // 10, 10_000)
-    return torch.from_numpy(array[:-count] if train else array[-count:])
 
 
 @lru_cache(2)

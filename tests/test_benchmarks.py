@@ -1,16 +1,31 @@
 """The benchmarks' own functions."""
 
-from types import SimpleNamespace
+import json
+from pathlib import Path
 
+import pytest
+
+from benchmarks import picture_metrics
+from data import ImageSource
+from pictures.decoding import apply_chroma
+from pictures.metrics import psnr
 from utils.files import PROJECT
 
 
-def test_memory_is_left_out_where_there_is_no_proc(monkeypatch):
-    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
-    import bench_scaling
-
-    monkeypatch.setattr(bench_scaling.Path, "exists", lambda path: False)
-    assert bench_scaling.memory_of(SimpleNamespace(pid=1)) == ["", ""]
+def test_the_metrics_of_every_image_are_written(trained, tmp_path, capsys):
+    picture_metrics.main(["--checkpoint", str(trained), "--json", "metrics.json"])
+    printed, written = capsys.readouterr().out, json.loads(Path("metrics.json").read_text())
+    rows = {"grayscale input", "dataset mean, over the gray", "argmax decoding", "annealed-mean decoding"}
+    rows |= {"quantized ground truth", "quantized ground truth, over the gray", "ground truth"}
+    assert written["pictures"].keys() == rows and written["loss"] > 0
+    for label, row in written["pictures"].items():
+        assert label in printed and row.keys() == picture_metrics.NAMES.keys()
+        assert all(len(both["per_image"]) == 4 for both in row.values())  # horses among 40 images
+    assert written["pictures"]["grayscale input"]["colorfulness"]["mean"] == 0
+    mean = ImageSource().training_images().float().mean((0, 2, 3), keepdim=True) / 256
+    images = ImageSource().validation_images().float() / 256
+    expected = psnr(apply_chroma(mean, images.mean(1, keepdim=True)), images)
+    assert written["pictures"]["dataset mean, over the gray"]["psnr"]["mean"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_no_data_is_one_line(monkeypatch, tmp_path, fails):

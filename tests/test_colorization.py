@@ -44,10 +44,9 @@ def test_a_network_taught_an_album_colors_photographs(photo_folder, capsys):
         assert np.ptp(np.asarray(colored).astype(int), axis=2).max() > 10
 
 
-@pytest.mark.parametrize("flags", [["--rebalance"], ["--picture-weight", "100"]])
-def test_other_losses_change_what_is_learned(cifar, small_palette, flags):
+def test_another_loss_changes_what_is_learned(cifar, small_palette):
     weights = []
-    for more in ([], flags):
+    for more in ([], ["--picture-weight", "100"]):
         colorization.main(["-e", "1", "-b", "10", "-f", "4", "-c", str(small_palette), *more])
         weights.append(torch.load("outputs/unet_k3_f4.pkl", weights_only=True)["state_dict"]["finalconv.weight"])
     assert not torch.equal(*weights)

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import sys
 
-import numpy as np
 import pytest
 import torch
 from conftest import smooth_images
@@ -51,7 +50,7 @@ def shrink(script, argv):
     """Return a command's arguments for small data: one epoch, batches of four, two images held out."""
     small = {"-e": "1", "-b": "4", "--holdout": "2"}
     argv = [small.get(before, word) for before, word in zip([None, *argv], argv)]
-    placeholders = {"N": "3", "FOLDER": "album", "ALBUM": "album", "FILE.npy": "mine.npy"}
+    placeholders = {"N": "3", "FOLDER": "album", "ALBUM": "album"}
     argv = [placeholders.get(word, word) for word in argv if word != "…"]
     if script == "colorization" and not {"-b", "--valid", "--colorize"} & set(argv):
         argv += ["-b", "4"]
@@ -73,7 +72,6 @@ def place(cifar, tmp_path, monkeypatch):
         for folder in ("album", "old", "frames", "photographs"):
             Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / folder / f"{number}.png")
     shutil.copy(tmp_path / "album" / "0.png", tmp_path / "photo.jpg")
-    np.save(tmp_path / "mine.npy", smooth_images(40))
     content = torch.load(PROJECT / "weights" / "unet_k3_f32.pkl", weights_only=True)
     torch.save(content["state_dict"], tmp_path / "handout" / "weights" / "unet_k3_f32.pkl")
     shutil.copy(PROJECT / "color" / "color_kmeans24_cat7.npy", tmp_path / "handout" / "color")

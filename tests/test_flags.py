@@ -47,7 +47,7 @@ def test_every_number_has_its_range(cifar, fails, flag):
         (colorization, ["--valid", "-e", "3"], "--epochs", "--valid"),
         (colorization, ["--valid", "--working-size", "32"], "--working-size", "--data cifar10"),
         (colorization, ["--valid", "--seed", "3"], "--seed", "--valid without --colors K"),
-        (colorization, ["--json", "m.json"], "--json", "training"),
+        (colorization, ["--saturation", "2"], "--saturation", "training"),
         (colorization, ["--colorize", "a.png", "--category", "cat"], "--category", "--colorize without --colors K"),
         (colorization, ["--colorize", "a.png", "--data", "x"], "--data", "--colorize without --colors K"),
         (colorization, ["--colorize", "a.png", "--valid"], "--valid", "--colorize"),
@@ -58,8 +58,8 @@ def test_every_number_has_its_range(cifar, fails, flag):
         (color_regression, ["--resume"], "--resume", "validation (training needs --epochs)"),
         (color_regression, ["--valid", "--seed", "3"], "--seed", "validation (training needs --epochs)"),
         (color_regression, ["--valid", "-e", "3"], "--epochs", "--valid"),
-        (color_regression, ["-e", "3", "--json", "m.json"], "--json", "training"),
-        (colorization, ["--data", "sample", "--category", "cat"], "--category cat", "--data sample"),
+        (colorization, ["--data", "sample", "--holdout", "9"], "--holdout", "--data sample"),
+        (colorization, ["--data", "sample", "--category", "cat"], "--category", "--data sample"),
     ],
 )
 def test_flags_without_effect_are_refused(cifar, fails, script, flags, useless, mode):

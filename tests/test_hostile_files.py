@@ -71,13 +71,11 @@ def hostile_files(folder):
     """Write small files of all kinds that claim much; return [(how to read it, path)]."""
     checkpoints = hostile_checkpoints(folder)
     result = [("load_network", path) for path in checkpoints] + [("read_state", checkpoints[0])]
-    for name, shape in (("palette.npy", (1 << 40, 3)), ("images.npy", (1 << 40, 3, 32, 32))):
-        with open(folder / name, "wb") as file:
-            kind = "<f8" if name == "palette.npy" else "|u1"
-            header = {"descr": kind, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            file.write(bytes(1000))
-    result += [("load_palette", folder / "palette.npy"), ("array_images", folder / "images.npy")]
+    with open(folder / "palette.npy", "wb") as file:
+        header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 40, 3)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(1000))
+    result.append(("load_palette", folder / "palette.npy"))
     for number, start in enumerate((b"\x80\x05\x96", b"\x80\x04\x8e", b"\x80\x04\x95")):  # bytearray, bytes, frame
         (folder / f"batch{number}").write_bytes(start + struct.pack("<Q", 60 << 30) + bytes(1000))
         result.append(("read_batch", folder / f"batch{number}"))
@@ -108,13 +106,12 @@ from types import SimpleNamespace
 from data import load_palette
 from utils.checkpoint import load_network
 from sources.cifar10 import read_batch, unpack
-from sources.image_files import array_images, read_image
+from sources.image_files import read_image
 from utils.torch_files import read_torch_file
 from utils.console import UserError
 readers = globals() | {
     "read_state": lambda path: read_torch_file(path, "training state", "advice"),
     "unpack": lambda path: unpack(Path(path), Path(path).with_name("unpacked"), "0" * 64),
-    "array_images": lambda path, read=array_images: read(path, True),
 }
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 1_500_000_000
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
@@ -212,21 +209,11 @@ def read_state_file(path):
     RunLog.resume(log, small_trainer().load_state_dict)
 
 
-def array_bytes():
-    stream = io.BytesIO()
-    np.save(stream, smooth_images(20))
-    return stream.getvalue()[:70_000]  # the header and all images
-
-
-def read_array_file(path):
-    image_files.array_images(path, train=True)
-
-
 PARSERS = {  # how to read a file, how to make one, how many to damage (5,000 in all), in how many of the last bytes
     "batch": (read_batch_file, lambda: batch_bytes(smooth_images(2).reshape(2, -1), [3, 7]), 700, None),
     "archive": (unpack_archive, lambda: archive_bytes("w:gz"), 400, None),
     "unpacked archive": (unpack_archive, archive_bytes, 200, None),
-    "plain palette": (data.load_palette, plain_palette_bytes, 500, None),
+    "plain palette": (data.load_palette, plain_palette_bytes, 1100, None),
     "handout's palette": (
         data.load_palette,
         lambda: handout_palette(np.random.default_rng(0).random((5, 3))),
@@ -236,7 +223,6 @@ PARSERS = {  # how to read a file, how to make one, how many to damage (5,000 in
     "checkpoint": (load_network, checkpoint_bytes, 400, None),
     "directory of a checkpoint": (load_network, checkpoint_bytes, 600, 3000),
     "training state": (read_state_file, state_bytes, 300, None),
-    "array of images": (read_array_file, array_bytes, 600, None),
     **{
         kind: (image_files.read_image, partial(picture_bytes, kind), 150, None)
         for kind in ("PNG", "TIFF", "GIF", "BMP")

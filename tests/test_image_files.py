@@ -20,28 +20,6 @@ from sources import image_files
 from utils.console import UserError
 
 
-@pytest.mark.parametrize(
-    ("array", "said"),
-    [
-        (np.zeros((30, 3, 32, 32)), "float64 of shape (30, 3, 32, 32)"),
-        (np.zeros((30, 32, 32, 3), np.uint8), "uint8 of shape (30, 32, 32, 3)"),
-        (np.zeros((19, 3, 32, 32), np.uint8), "uint8 of shape (19, 3, 32, 32)"),
-        (np.zeros(3, object), "not a NumPy array"),
-        (None, "cannot read the NumPy array"),
-        ("cut", "a corrupt one"),
-    ],
-)
-def test_array_files_that_will_not_do(tmp_path, fails, array, said):
-    path = tmp_path / "mine.npy"
-    if isinstance(array, np.ndarray):
-        np.save(path, array)
-    elif array == "cut":
-        np.save(path, smooth_images(30))
-        path.write_bytes(path.read_bytes()[:-1000])
-    error = fails(colorization.main, "--data", path, "--out-dir", tmp_path)
-    assert said in error and str(path) in error
-
-
 def test_sample_crops_share_no_pixel(monkeypatch):
     photo = np.zeros((427, 640, 3), np.uint8)
     photo[:, 320:480] = 255
@@ -103,12 +81,6 @@ def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path):
         image_files.read_image(tmp_path / "many.jpg")
 
 
-def test_an_archive_of_arrays_is_no_array(tmp_path, fails):
-    with open(tmp_path / "mine.npy", "wb") as file:
-        np.savez(file, images=smooth_images(30))
-    assert "NpzFile" in fails(colorization.main, "--data", tmp_path / "mine.npy", "--out-dir", tmp_path)
-
-
 def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     Image.new("RGB", (200, 100)).save(tmp_path / "large.png")
     monkeypatch.setattr(image_files, "MAX_PIXELS", 19_000)
@@ -159,7 +131,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path):
 
 
 def test_folders_that_will_not_do(tmp_path, fails):
-    assert "a folder of images or an .npy file" in fails(
+    assert "not cifar10, sample or a folder of images" in fails(
         colorization.main, "--data", tmp_path / "none", "--colors", "4"
     )
     assert "too few readable images" in fails(colorization.main, "--data", tmp_path, "--colors", "4")

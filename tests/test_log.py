@@ -189,19 +189,15 @@ def test_resuming_a_complete_run_writes_what_is_missing(cifar, small_palette, mo
     assert Path("outputs/unet_k3_f2_curve.png").exists() and Path("outputs/unet_k3_f2_images.png").exists()
 
 
-def test_other_images_under_the_same_name_are_not_resumed_with(tmp_path, monkeypatch, small_palette, fails):
-    monkeypatch.chdir(tmp_path)
-    np.save("mine.npy", smooth_images(40))
-    command = ["--data", "mine.npy", *TINY, "-e", "2", "-c", str(small_palette)]
+@pytest.mark.parametrize("which", ["training_images", "validation_images"])
+def test_other_images_under_the_same_name_are_not_resumed_with(cifar, monkeypatch, small_palette, fails, which):
+    command = [*TINY, "-e", "2", "-c", str(small_palette)]
     with monkeypatch.context() as patched:
         stop_in_epoch(patched, 2, Stopped)
         with pytest.raises(Stopped):
             colorization.main(command)
-    np.save("mine.npy", smooth_images(40, seed=1))
-    assert "other settings: other images" in fails(colorization.main, *command, "--resume")
-    images = smooth_images(40)
-    images[-1] = 0  # the last tenth is for validation
-    np.save("mine.npy", images)
+    images = getattr(ImageSource, which)
+    monkeypatch.setattr(ImageSource, which, lambda source: images(source) ^ 1)
     assert "other settings: other images" in fails(colorization.main, *command, "--resume")
 
 

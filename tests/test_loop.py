@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ from training import loop
 from training.augmentation import AUGMENTATIONS
 from training.evaluation import cross_entropy, evaluate
 from training.log import RunLog
-from training.loop import Trainer, TrainingConfig, choose_precision, class_weights
+from training.loop import Trainer, TrainingConfig, choose_precision
 from training.optim import MuonAdam, WeightAverage, one_cycle, split_parameters
 from utils import distributed
 from utils.console import UserError
@@ -202,9 +201,9 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(monkeypatch):
         history_of_training(create_model("CNN", 3, 4, 5), random_images(8))
 
 
-def test_rebalanced_parts_learn_as_the_whole_batch(monkeypatch):
+def test_parts_learn_as_the_whole_batch(monkeypatch):
     """Two processes' gradients, averaged, are those of one process; with parts of different colors."""
-    dataset, config = random_dataset(6), TrainingConfig(batch_size=6, augment=(), rebalance=True)
+    dataset, config = random_dataset(6), TrainingConfig(batch_size=6, augment=())
     gradients = []
 
     def keep_gradient(optimizer, learning_rate):
@@ -216,14 +215,6 @@ def test_rebalanced_parts_learn_as_the_whole_batch(monkeypatch):
     whole, first, second = gradients
     torch.testing.assert_close((first + second) / 2, whole)
     assert not torch.allclose(first, second)
-
-
-def test_class_weights_by_hand():
-    images = torch.tensor([0] * 6 + [1] * 2, dtype=torch.uint8).view(2, 1, 2, 2).expand(2, 3, 2, 2)
-    # shares 3/4 and 1/4, mixed with a half: 5/8 and 3/8, so 8/5 and 8/3, over their mean 6/5 + 2/3
-    expected = torch.tensor([8 / 5, 8 / 3]) / (6 / 5 + 2 / 3)
-    palette = np.array([[0.0, 0, 0], [1 / 256] * 3])
-    assert torch.allclose(class_weights(ImageDataset(images, palette, CPU)), expected)
 
 
 FAST = ["-e", "2", "-f", "2", "-b", "8"]

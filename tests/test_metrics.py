@@ -9,6 +9,7 @@ from helpers import some_pictures
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from benchmarks.picture_metrics import measure
 from pictures import metrics
 
 
@@ -20,9 +21,15 @@ def test_colorfulness_by_hand():
     assert metrics.colorfulness(some_pictures()[:, :1].expand(-1, 3, -1, -1)).abs().max() < 1e-3
 
 
+def test_psnr_is_scikit_images():
+    truth, picture = some_pictures(seed=1), (some_pictures(seed=1) + 0.1 * some_pictures(seed=2)).clamp(0, 1)
+    expected = peak_signal_noise_ratio(truth.numpy(), picture.numpy(), data_range=1)
+    assert metrics.psnr(picture, truth) == pytest.approx(expected, abs=1e-4)
+
+
 def test_measures_are_scikit_images():
     truth, picture = some_pictures(seed=1), (some_pictures(seed=1) + 0.1 * some_pictures(seed=2)).clamp(0, 1)
-    figures = metrics.measure({"it": picture, "ground truth": truth}, truth, perceptual=True)["it"]
+    figures = measure({"it": picture, "ground truth": truth}, truth)["it"]
     one = [x.permute(0, 2, 3, 1).numpy() for x in (picture, truth)]
     assert figures["psnr"]["mean"] == pytest.approx(peak_signal_noise_ratio(*one, data_range=1), abs=1e-4)
     for number, (made, true) in enumerate(zip(*one)):
@@ -35,7 +42,7 @@ def test_measures_are_scikit_images():
 
 def test_the_truth_itself_measures_as_perfect():
     truth = some_pictures()
-    figures = metrics.measure({"ground truth": truth}, truth, perceptual=True)["ground truth"]
+    figures = measure({"ground truth": truth}, truth)["ground truth"]
     assert figures["psnr"]["mean"] is None and figures["psnr"]["per_image"] == [None] * 3
     assert [figures[name]["mean"] for name in ("ssim", "auc", "balanced_auc", "ciede2000")] == pytest.approx(
         [1, 1, 1, 0]
@@ -46,7 +53,7 @@ def test_auc_is_the_area_under_the_curve_and_balance_weighs_rare_colors_up():
     truth = torch.tensor([0.5, 0.5, 0.5]).view(1, 3, 1, 1).repeat(1, 1, 8, 8)
     truth[0, :, 0, 0] = torch.tensor([1.0, 0.0, 0.0])
     gray = truth.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    figures = metrics.measure({"gray": gray}, truth, perceptual=True)["gray"]
+    figures = measure({"gray": gray}, truth)["gray"]
     far = np.linalg.norm((rgb2lab([1.0, 0, 0]) - rgb2lab([1 / 3] * 3))[1:])
     curve = [np.mean(np.array([0.0] * 63 + [far]) <= threshold) for threshold in np.linspace(0, 150, 15001)]
     assert figures["auc"]["mean"] == pytest.approx(np.mean(curve), abs=1e-4)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,14 +127,12 @@ def test_the_multiple_of_a_size_belongs_to_the_network():
         UNet(3, 2, 5)(torch.rand(1, 1, 10, 12))
 
 
-def test_a_network_is_added_in_one_place(tmp_path, monkeypatch):
+def test_a_network_is_added_in_one_place(cifar, monkeypatch):
     """A row of NETWORKS: then it trains, is saved under its name, and colors a photograph of any size."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(models.NETWORKS, "Deep", (ThriceHalved, "deep"))
     models.CLASSIFIERS.append("Deep")
     try:
-        np.save("mine.npy", smooth_images(40))
-        colorization.main(["--model", "Deep", "--data", "mine.npy", "-e", "1", "-b", "9", "-f", "2", "-c", "3"])
+        colorization.main(["--model", "Deep", "-e", "1", "-b", "9", "-f", "2", "-c", "3"])
         Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((101, 67)).save("odd.png")
         colorization.main(["--colorize", "odd.png", "--checkpoint", "outputs/deep_k3_f2.pkl"])
     finally:

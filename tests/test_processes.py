@@ -1,5 +1,6 @@
 """Two processes that train one network on the CPU, as torchrun starts them."""
 
+import contextlib
 import csv
 import os
 import subprocess
@@ -9,21 +10,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import smooth_images
+from conftest import batch_bytes, smooth_images
 
 import colorization
+from sources import cifar10
 
 PROJECT = Path(colorization.__file__).parent
-DATA = ["--data", "mine.npy", "-c", "palette.npy", "-f", "4"]
+DATA = ["--holdout", "13", "-c", "palette.npy", "-f", "4"]
 FLAGS = [*DATA, "-b", "10", "-l", "0.02", "--augment"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+@pytest.fixture(scope="module")
+def cifar10_folder(tmp_path_factory):
+    """CIFAR-10's training files, as large as they are, with 26 horses in each."""
+    folder = tmp_path_factory.mktemp("data") / cifar10.FOLDER
+    folder.mkdir()
+    for seed, name in enumerate(cifar10.TRAIN_FILES):
+        images = np.zeros((cifar10.ROWS, 3072), np.uint8)
+        images[:26] = smooth_images(26, seed).reshape(26, -1)
+        (folder / name).write_bytes(batch_bytes(images, [7] * 26 + [0] * (cifar10.ROWS - 26)))
+    return folder.parent
+
+
 @pytest.fixture
-def folder(tmp_path, small_palette, monkeypatch):
-    """A folder of an image file and a palette, to work in. 117 images to train on and 13 to validate by."""
+def folder(cifar10_folder, tmp_path, small_palette, monkeypatch):
+    """A folder with a palette, to work in. There are 117 images to train on and 13 to validate on."""
     monkeypatch.chdir(tmp_path)
-    np.save("mine.npy", smooth_images(130))
+    monkeypatch.setenv("COLORIZATION_DATA", str(cifar10_folder))
     return tmp_path
 
 
@@ -83,6 +97,7 @@ def test_a_killed_process_ends_the_run(folder):
 
 
 def test_a_batch_that_does_not_divide_by_the_processes(folder, monkeypatch, fails):
+    monkeypatch.setattr(cifar10, "local_rank0_first", contextlib.nullcontext)
     for processes in (3, 11):
         monkeypatch.setattr("utils.distributed.world_size", lambda processes=processes: processes)
         said = f"--batch-size 10: not a multiple of {processes} processes; use {9 if processes == 3 else 11}"

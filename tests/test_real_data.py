@@ -3,17 +3,20 @@
 The handout's figures were computed independently of this package, on CIFAR-10's official pixels.
 """
 
-import json
 import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import color_regression
 import colorization
-from data import fit_palette, load_palette, nearest_color, palette_path
+from data import ImageSource, fit_palette, load_palette, nearest_color, palette_path
+from pictures.metrics import colorfulness, psnr
 from sources.cifar10 import CLASSES, load_cifar10
+from training.evaluation import evaluate_pictures
+from utils.checkpoint import load_network, pretrained_path
 
 DATA = os.environ.get("COLORIZATION_DATA")
 HANDOUT = Path(os.environ.get("COLORIZATION_HANDOUT", "nowhere"))
@@ -112,12 +115,12 @@ def test_shipped_weights_give_the_figures_that_stand_beside_them(capsys, tmp_pat
     assert gray_copy == pytest.approx(0.005321, abs=1e-6)
 
 
-def test_the_shipped_unets_smooth_pictures(tmp_path):
-    colorization.main(["--valid", "--json", str(tmp_path / "figures.json"), "--out-dir", str(tmp_path)])
-    pictures = json.loads((tmp_path / "figures.json").read_text())["pictures"]
-    smooth, gray, truth = (pictures[name] for name in ("annealed-mean decoding", "grayscale input", "ground truth"))
-    assert smooth["psnr"]["mean"] - gray["psnr"]["mean"] == pytest.approx(2.35, abs=0.01)
-    assert smooth["colorfulness"]["mean"] / truth["colorfulness"]["mean"] == pytest.approx(0.699, abs=0.005)
+def test_the_shipped_unets_smooth_pictures():
+    net, checkpoint = load_network(pretrained_path())
+    _, panels = evaluate_pictures(net, ImageSource().validation_set(checkpoint.palette, torch.device("cpu")))
+    smooth, gray, truth = (panels[name] for name in ("annealed-mean decoding", "grayscale input", "ground truth"))
+    assert psnr(smooth, truth) - psnr(gray, truth) == pytest.approx(2.35, abs=0.01)
+    assert colorfulness(smooth).mean() / colorfulness(truth).mean() == pytest.approx(0.699, abs=0.005)
 
 
 def test_one_epoch_of_training(capsys, tmp_path):

@@ -54,7 +54,6 @@ def evaluate(
     sums = torch.zeros(2 if dataset.is_classification else 1, dtype=distributed.sum_dtype(device), device=device)
     shard = dataset.images[distributed.rank() :: distributed.world_size()]
     for images in shard.split(batch_size) if len(shard) else ():
-        images = images.to(device)
         targets, outputs = dataset.targets(images), predict(net, to_gray(images))
         sums += len(images) * batch_metrics(outputs, targets)
         if on_batch:
@@ -107,7 +106,7 @@ def evaluate_pictures(
 
 def draw_samples(path: Path, title: str, net: Network, dataset: ImageDataset, temperature: float = TEMPERATURE) -> None:
     """Draw the first ten images of a dataset, a network's predictions for them, and the truth."""
-    images = dataset.images[:NUM_SAMPLES].to(device_of(net))
+    images = dataset.images[:NUM_SAMPLES]
     outputs = predict(net, to_gray(images))
     rows = comparison_rows(images, dataset.targets(images), outputs, dataset.palette, temperature)
     save_image_grid(path, title, rows)

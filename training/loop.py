@@ -121,7 +121,7 @@ class Trainer:
         quiet = True if rank else None  # None: no progress bar unless on a terminal
         for number, batch in enumerate(tqdm(batches, leave=False, disable=quiet, unit="step")):
             progress = (epoch - 1 + number / len(batches)) / config.epochs
-            images = self.dataset.images[batch[rank::processes]].to(self.device)
+            images = self.dataset.images[batch[rank::processes]]
             loss = self.step(images, config.learning_rate * one_cycle(progress))
             losses[number] = len(images) * loss
         for buffer in self.averaged_model.buffers() if processes > 1 else ():

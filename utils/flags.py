@@ -1,7 +1,7 @@
 """Command-line flags shared by several scripts, which pass the defaults and the choices."""
 
 import re
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,11 +30,20 @@ NOT_DOWNSIZED = "is not needed: images are used at their own size; remove it"
 OLD_FLAGS = {"-n": "is -f here (--num-filters)", "-d": NOT_DOWNSIZED, "--downsize-input": NOT_DOWNSIZED}
 
 
+class HelpFormatter(RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and adds the default of every flag that has one."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        if action.default in (None, SUPPRESS) or isinstance(action.default, (bool, tuple)):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
 class Parser(ArgumentParser):
     """A parser that reports an error as one line, and understands the flags of the original course."""
 
     def __init__(self, description: str | None):
-        super().__init__(description=description, formatter_class=RawDescriptionHelpFormatter)
+        super().__init__(description=description, formatter_class=HelpFormatter)
 
     def parse_args(self, argv: Sequence[str]) -> Namespace:  # type: ignore[override]
         """Return the flags. Raises UserError."""
@@ -55,33 +64,20 @@ class Parser(ArgumentParser):
 
 def network_name(word: str) -> str:
     """Return the key of NETWORKS that is meant, also by another case or by its class's name; else the word itself."""
-    meant = [
-        name for name, (network, _) in NETWORKS.items() if word.lower() in (name.lower(), network.__name__.lower())
-    ]
-    return meant[0] if meant else word
+    names = {alias.lower(): name for name, (network, _) in NETWORKS.items() for alias in (name, network.__name__)}
+    return names.get(word.lower(), word)
 
 
-def add_number(
-    group: Any,
-    *names: str,
-    low: float,
-    high: float,
-    text: str,
-    default: Any = None,
-    kind: type = int,
-    metavar: str = "N",
-    **more: Any,
-) -> None:
-    """Add a flag that takes a number from `low` to `high`, of the default's type; without a default, of type `kind`."""
+def add_number(group: Any, *names: str, low: float, high: float, kind: type = int, **settings: Any) -> None:
+    """Add a flag that takes a number from `low` to `high`."""
 
     def number(word: str) -> float:  # argparse calls it by this name
-        value = kind(word) if default is None else type(default)(word)
+        value = kind(word)
         if not low <= value <= high:
             raise ArgumentTypeError(f"{word!r} is not a number from {low} to {high}")
         return value
 
-    text += "" if default is None else " (default: %(default)s)"
-    group.add_argument(*names, type=number, default=default, metavar=metavar, help=text, **more)
+    group.add_argument(*names, type=number, **{"metavar": "N"} | settings)
 
 
 def reject_unused_flags(parser: ArgumentParser, args: Namespace, mode: str) -> None:
@@ -111,25 +107,23 @@ def add_network_flags(parser: ArgumentParser, checkpoint_help: str, models: Iter
     """Add the flags that describe a network; --model and --colors only for scripts with a choice of networks."""
     group = parser.add_argument_group("network (a checkpoint records these settings; they need not be repeated)")
     if models:
-        group.add_argument(
-            "-m", "--model", type=network_name, choices=models, help=f"network (default: {DEFAULTS['model']})"
-        )
+        text = f"network (default: {DEFAULTS['model']})"
+        group.add_argument("-m", "--model", type=network_name, choices=models, help=text)
         text = f"number of colors, or a palette file (default: {COLORS})"
         group.add_argument("-c", "--colors", "--colours", metavar="K|FILE", help=text)
-    odd = range(1, 16, 2)
     text = f"filter size, odd (default: {DEFAULTS['kernel']})"
-    group.add_argument("-k", "--kernel", type=int, choices=odd, metavar="N", help=text)
+    group.add_argument("-k", "--kernel", type=int, choices=range(1, 16, 2), metavar="N", help=text)
     text = f"filters of the first stage (default: {DEFAULTS['num_filters']})"
-    add_number(group, "-f", "--num-filters", low=1, high=1024, text=text)
+    add_number(group, "-f", "--num-filters", low=1, high=1024, help=text)
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help=checkpoint_help)
 
 
 def add_image_flags(parser: ArgumentParser, defaults: dict, classes: list[str]) -> Any:
     """Add the flags that choose the images; return their group. `defaults` are those of an ImageSource."""
     group = parser.add_argument_group("images")
-    kinds = "cifar10, sample (two photographs), a folder (images or CIFAR-10) or an .npy file (default: %(default)s)"
+    kinds = "cifar10, sample (two photographs) or a folder (of images or of CIFAR-10)"
     group.add_argument("--data", default=defaults["location"], metavar="NAME|PATH", help=kinds)
-    text = "class of CIFAR-10, or all classes (default: %(default)s)"
+    text = "class of CIFAR-10, or all classes"
     group.add_argument("--category", choices=[*classes, "all"], default=defaults["category"], help=text)
     return group
 
@@ -137,7 +131,7 @@ def add_image_flags(parser: ArgumentParser, defaults: dict, classes: list[str]) 
 def add_output_flags(parser: ArgumentParser) -> Any:
     """Add the flags for the output and the device; return the output group."""
     group = parser.add_argument_group("output")
-    text = "folder for the output files (default: %(default)s)"
+    text = "folder for the output files"
     group.add_argument("--out-dir", type=Path, default=Path("outputs"), metavar="DIR", help=text)
     text = "cpu, cuda or cuda:N (default: cuda if available)"
     parser.add_argument_group("device").add_argument("--device", metavar="NAME", help=text)
@@ -148,18 +142,18 @@ def add_training_flags(parser: ArgumentParser, defaults: dict, classes: list[str
     """Add the flags of training and validation, with the defaults of an ImageSource and a TrainingConfig."""
     group = add_image_flags(parser, defaults, classes)
     text = "leave N images of each class out of training and validate on them; 0: on the test images"
-    add_number(group, "--holdout", default=defaults["holdout"], low=0, high=10**6, text=text)
+    add_number(group, "--holdout", default=defaults["holdout"], low=0, high=10**6, help=text)
 
     group = parser.add_argument_group("training")
     text = "passes over the training images" + ("" if defaults["epochs"] else "; without this flag, validate only")
-    add_number(group, "-e", "--epochs", default=defaults["epochs"], low=1, high=10_000, text=text)
-    add_number(group, "-b", "--batch-size", default=defaults["batch_size"], low=2, high=100_000, text="images per step")
-    rate = {"default": defaults["learning_rate"], "low": 1e-8, "high": 10, "text": "peak learning rate"}
-    add_number(group, "-l", "--learn-rate", **rate, metavar="RATE", dest="learning_rate")
-    add_number(group, "-s", "--seed", default=defaults["seed"], low=0, high=2**32 - 1, text="random seed")
+    add_number(group, "-e", "--epochs", default=defaults["epochs"], low=1, high=10_000, help=text)
+    add_number(group, "-b", "--batch-size", default=defaults["batch_size"], low=2, high=100_000, help="images per step")
+    rate = {"default": defaults["learning_rate"], "dest": "learning_rate", "metavar": "RATE"}
+    add_number(group, "-l", "--learn-rate", low=1e-8, high=10, kind=float, help="peak learning rate", **rate)
+    add_number(group, "-s", "--seed", default=defaults["seed"], low=0, high=2**32 - 1, help="random seed")
     text = f"random transforms of training images; without names: none (default: {' '.join(defaults['augment'])})"
     group.add_argument("--augment", nargs="*", choices=transforms, default=defaults["augment"], help=text)
-    text = "arithmetic of training; auto: bf16 if the hardware supports it, else fp32 (default: %(default)s)"
+    text = "arithmetic of training; auto: bf16 if the hardware supports it, else fp32"
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default=defaults["precision"], help=text)
 
     group = add_output_flags(parser)
