@@ -16,18 +16,11 @@ from pictures.plots import save_feature_maps
 from sources.cifar10 import CLASSES
 from sources.image_files import load_square
 from training.evaluation import draw_samples
+from utils import flags
 from utils.checkpoint import load_network, pretrained_path
 from utils.console import UserError, run_script
 from utils.distributed import choose_device
 from utils.files import check_targets
-from utils.flags import (
-    Parser,
-    add_image_flags,
-    add_network_flags,
-    add_output_flags,
-    architecture_of,
-    reject_unused_flags,
-)
 
 
 def is_number(name: str) -> bool:
@@ -46,19 +39,19 @@ def load_image(name: str, source: ImageSource) -> tuple[Tensor, str]:
 
 
 def main(argv: list[str]) -> None:
-    parser = Parser(__doc__)
+    parser = flags.Parser(__doc__)
     parser.add_argument("image", metavar="N|FILE", help="index of a test image, counted from 0, or an image file")
-    add_network_flags(parser, "file to load (default: the shipped weights)", NETWORKS)
-    add_image_flags(parser, asdict(ImageSource()), CLASSES)
-    add_output_flags(parser)
+    flags.add_network_flags(parser, "file to load (default: the shipped weights)", NETWORKS)
+    flags.add_image_flags(parser, asdict(ImageSource()), CLASSES)
+    flags.add_output_flags(parser)
     args = parser.parse_args(argv)
     if not is_number(args.image) and not (args.colors or "").isdecimal():
-        reject_unused_flags(parser, args, "an image file")
+        flags.reject_unused_flags(parser, args, "an image file")
 
     device, source = choose_device(args.device), ImageSource(args.data, args.category)
     palette = palette_for(args.colors, source) if args.colors else None
-    path = args.checkpoint or pretrained_path(**architecture_of(args))
-    net, checkpoint = load_network(path, palette, **architecture_of(args))
+    path = args.checkpoint or pretrained_path(**flags.architecture_of(args))
+    net, checkpoint = load_network(path, palette, **flags.architecture_of(args))
     image, name = load_image(args.image, replace(source, working_size=checkpoint.working_size))
     outputs = stage_outputs(net.to(device), to_gray(image))  # name -> (1, C, H, W)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from utils.console import UserError
-from utils.distributed import local_rank0_first
 from utils.files import report_read_errors
 from utils.unpickling import unpickle
 
@@ -38,8 +38,7 @@ def load_cifar10(data_dir: Path, categories: list[str], train: bool) -> tuple[to
 
     uint8 (N, 3, 32, 32) in the order of the files, and labels int64 (N,), indices into CLASSES.
     """
-    with local_rank0_first():
-        folder = batches_folder(data_dir)
+    folder = batches_folder(data_dir)
     wanted = [CLASSES.index(name) for name in categories]
     parts = []
     for name in TRAIN_FILES if train else TEST_FILES:
@@ -66,20 +65,32 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batches_folder(data_dir: Path) -> Path:
-    """Return the folder of CIFAR-10's batches, after downloading and unpacking the archive if needed."""
-    folder, archive = Path(data_dir) / FOLDER, Path(data_dir) / ARCHIVE
-    if not os.path.isdir(folder):
-        if not os.path.exists(archive):
-            download(URL, archive, SHA256)
-        unpack(archive, folder, SHA256)
+    """Return the folder of CIFAR-10's batches, downloaded and unpacked if needed. Raises UserError."""
+    folder, archive, is_new = data_dir / FOLDER, data_dir / ARCHIVE, not data_dir.exists()
+    if os.path.isdir(folder):
+        return folder
+    lock = data_dir / ".download.lock"
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):  # of several processes, one downloads
+            if not os.path.exists(archive):
+                download(URL, archive, SHA256)
+            if not os.path.isdir(folder):
+                unpack(archive, folder, SHA256)
+    except OSError as error:
+        raise UserError(f"{data_dir}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):  # nothing is left of a failed download
+            lock.unlink()
+            if is_new:
+                data_dir.rmdir()
     return folder
 
 
 def download(url: str, path: Path, sha256: str) -> None:
     """Download `url` to `path`, which appears only if the content has this SHA-256. Raises UserError."""
-    timeout, is_new = socket.getdefaulttimeout(), not path.parent.exists()
+    timeout = socket.getdefaulttimeout()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         socket.setdefaulttimeout(TIMEOUT)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
     except (OSError, http.client.HTTPException, RuntimeError) as error:  # a RuntimeError is a wrong SHA-256
@@ -88,9 +99,6 @@ def download(url: str, path: Path, sha256: str) -> None:
         raise UserError(f"CIFAR-10 is not in {path.parent} and cannot be downloaded ({reason}); {hint}") from error
     finally:
         socket.setdefaulttimeout(timeout)
-        with suppress(OSError):  # it has content unless the download failed
-            if is_new:
-                path.parent.rmdir()
 
 
 def unpack(archive: Path, folder: Path, sha256: str) -> None:
@@ -109,5 +117,4 @@ def unpack(archive: Path, folder: Path, sha256: str) -> None:
             (Path(part) / FOLDER).mkdir()
             for name, member in zip(names, members):  # extractall() is safe only from Python 3.11.4 on
                 (Path(part) / name).write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
-            if not os.path.isdir(folder):  # else another process was first
-                os.replace(Path(part) / FOLDER, folder)
+            os.replace(Path(part) / FOLDER, folder)

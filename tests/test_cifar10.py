@@ -6,6 +6,8 @@ import io
 import pickle
 import tarfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,9 +164,9 @@ def server():
 def test_a_download_arrives_whole(server, tmp_path):
     body = bytes(range(256)) * 3000
     server.answer = (200, None, body)
-    cifar10.download(server.url, tmp_path / "new" / "file", hashlib.sha256(body).hexdigest())
-    assert (tmp_path / "new" / "file").read_bytes() == body
-    assert len(list((tmp_path / "new").iterdir())) == 1
+    cifar10.download(server.url, tmp_path / "file", hashlib.sha256(body).hexdigest())
+    assert (tmp_path / "file").read_bytes() == body
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -189,10 +191,11 @@ def test_a_failed_download_leaves_nothing(server, tmp_path, monkeypatch, answer)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_download_leaves_no_folder(server, tmp_path):
+def test_a_failed_download_leaves_no_folder(server, tmp_path, monkeypatch):
     server.answer = (404, None, b"")
+    monkeypatch.setattr(cifar10, "URL", server.url)
     with pytest.raises(UserError):
-        cifar10.download(server.url, tmp_path / "cifar10" / "file", "0" * 64)
+        cifar10.batches_folder(tmp_path / "cifar10")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,17 +228,18 @@ def test_no_network_is_one_clear_message(fails, tmp_path, monkeypatch):
         assert part in line
 
 
-def test_two_processes_unpack_one_archive(tmp_path, monkeypatch):
-    """The second finds the folder that the first has made in the meantime."""
-    source = write_cifar(tmp_path / "source")
-    sha256 = write_archive(tmp_path / "archive.tar.gz", source)
-    folder = tmp_path / cifar10.FOLDER
-    original = cifar10.tarfile.TarFile.extractfile
+def test_of_two_processes_one_downloads(tmp_path, monkeypatch):
+    """The other waits, and finds the folder."""
+    archive, downloads = tmp_path / "archive.tar.gz", []
+    monkeypatch.setattr(cifar10, "SHA256", write_archive(archive, write_cifar(tmp_path / "source")))
 
-    def other_is_first(tar, member):
-        folder.mkdir(exist_ok=True)
-        return original(tar, member)
+    def download(url, path, sha256):
+        downloads.append(path)
+        time.sleep(0.3)
+        archive.rename(path)
 
-    monkeypatch.setattr(cifar10.tarfile.TarFile, "extractfile", other_is_first)
-    cifar10.unpack(tmp_path / "archive.tar.gz", folder, sha256)
-    assert list(folder.iterdir()) == []
+    monkeypatch.setattr(cifar10, "download", download)
+    with ThreadPoolExecutor(2) as pool:  # locks are of threads as well as of processes
+        folders = list(pool.map(cifar10.batches_folder, [tmp_path / "data"] * 2))
+    assert downloads == [tmp_path / "data" / cifar10.ARCHIVE] and len(set(folders)) == 1
+    assert sorted(path.name for path in folders[0].iterdir()) == sorted(cifar10.TRAIN_FILES + cifar10.TEST_FILES)

@@ -1,6 +1,5 @@
 """Two processes that train one network on the CPU, as torchrun starts them."""
 
-import contextlib
 import csv
 import os
 import subprocess
@@ -97,7 +96,6 @@ def test_a_killed_process_ends_the_run(folder):
 
 
 def test_a_batch_that_does_not_divide_by_the_processes(folder, monkeypatch, fails):
-    monkeypatch.setattr(cifar10, "local_rank0_first", contextlib.nullcontext)
     for processes in (3, 11):
         monkeypatch.setattr("utils.distributed.world_size", lambda processes=processes: processes)
         said = f"--batch-size 10: not a multiple of {processes} processes; use {9 if processes == 3 else 11}"

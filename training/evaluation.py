@@ -51,7 +51,7 @@ def evaluate(
     """
     device = device_of(net)
     batch_size = batch_size or (250 if device.type == "cuda" else 100)  # what fits into a CPU's cache
-    sums = torch.zeros(2 if dataset.is_classification else 1, dtype=distributed.sum_dtype(device), device=device)
+    sums = torch.zeros(2 if dataset.is_classification else 1, device=device)
     shard = dataset.images[distributed.rank() :: distributed.world_size()]
     for images in shard.split(batch_size) if len(shard) else ():
         targets, outputs = dataset.targets(images), predict(net, to_gray(images))

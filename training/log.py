@@ -1,6 +1,7 @@
 """The files of a training run: what is written after every epoch, and how an interrupted run is resumed."""
 
 import csv
+import json
 import math
 import platform
 import reprlib
@@ -22,7 +23,7 @@ from training.evaluation import format_metrics
 from utils import distributed
 from utils.checkpoint import Checkpoint, file_name, save_checkpoint
 from utils.console import UserError
-from utils.files import PROJECT, atomic_write, check_targets, report_read_errors, write_json
+from utils.files import PROJECT, atomic_write, check_targets, report_read_errors
 from utils.torch_files import read_torch_file, write_torch_file
 
 STATE_FORMAT = "colorization training state 4"
@@ -79,7 +80,8 @@ class RunLog:
                 writer.writeheader()
                 writer.writerows(history)
             progress = {"epochs_done": epoch, "seconds": sum(row["seconds"] for row in history)}
-            write_json(self.path_for(".json"), self.settings | environment(weights) | progress)
+            with atomic_write(self.path_for(".json"), "x") as file:
+                json.dump(self.settings | environment(weights) | progress, file, indent=1)
             state = {"format": STATE_FORMAT, "settings": self.settings, "history": history, "trainer": trainer_state}
             write_torch_file(self.path_for(".state"), state)
         self.history = history  # the epoch is complete only now

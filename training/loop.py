@@ -116,7 +116,7 @@ class Trainer:
         order = torch.randperm(len(self.dataset), generator=generator).to(self.dataset.images.device)
         count = len(order) // processes * processes  # so that all processes get as many
         batches = order[:count].split(config.batch_size)
-        losses = torch.zeros(len(batches), dtype=distributed.sum_dtype(self.device), device=self.device)
+        losses = torch.zeros(len(batches), device=self.device)
         self.model.train()
         quiet = True if rank else None  # None: no progress bar unless on a terminal
         for number, batch in enumerate(tqdm(batches, leave=False, disable=quiet, unit="step")):

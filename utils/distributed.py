@@ -6,8 +6,6 @@ torchrun starts the processes and passes each its rank in the environment. Only 
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -15,7 +13,6 @@ import torch.distributed as dist
 
 from utils.console import UserError
 
-DOWNLOAD_TIMEOUT = timedelta(hours=12)
 TIMEOUT = timedelta(minutes=10)  # the run ends after this long without a reply from another process
 
 
@@ -34,11 +31,6 @@ def choose_device(name: str | None) -> torch.device:
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # unless --precision allows less
     return device
-
-
-def sum_dtype(device: torch.device) -> torch.dtype:
-    """Return the type of sums over many images: float64, which Apple's GPUs lack."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def setup(device_name: str | None, several: bool = True) -> torch.device:
@@ -77,15 +69,3 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
-
-
-@contextmanager
-def local_rank0_first() -> Iterator[None]:
-    """Let the first process of each machine run the block before the others, for instance to download."""
-    is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    group = dist.new_group(backend="gloo", timeout=DOWNLOAD_TIMEOUT) if world_size() > 1 else None
-    if group and not is_first:
-        dist.barrier(group)
-    yield
-    if group and is_first:
-        dist.barrier(group)

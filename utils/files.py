@@ -1,7 +1,6 @@
 """Files: errors of reading in one line, and atomic writing, whose failure leaves existing files as they were."""
 
 import glob
-import json
 import os
 import secrets
 import stat
@@ -62,12 +61,6 @@ def atomic_write(path: Path, mode: str = "xb") -> Iterator[IO]:
 def temporary_path(path: Path) -> Path:
     """Return the path of a new temporary file beside `path`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write plain containers as JSON, atomically."""
-    with atomic_write(path, "x") as file:
-        json.dump(content, file, indent=1)
 
 
 def check_targets(targets: Iterable[Path], inputs: Iterable[Path | None] = ()) -> None:
