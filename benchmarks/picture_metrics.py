@@ -110,7 +110,8 @@ def main(argv):
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
 
-    net, checkpoint = load_network(args.checkpoint or pretrained_path(model=args.model), model=args.model)
+    architecture = {"model": args.model} if args.model else {}
+    net, checkpoint = load_network(args.checkpoint or pretrained_path(**architecture), **architecture)
     source = ImageSource(args.data, holdout=args.holdout, working_size=checkpoint.working_size)
     dataset = source.validation_set(checkpoint.palette, torch.device("cpu"))
     metrics, panels = evaluate_pictures(net, dataset, args.temperature)

@@ -16,12 +16,11 @@ import colorization
 from models import create_model
 from utils import checkpoint
 from utils.checkpoint import (
-    FORMAT,
     OLD_FORMAT,
+    check_sizes,
     load_checkpoint,
     load_network,
     new_network,
-    parse_checkpoint,
     pretrained_path,
     save_checkpoint,
 )
@@ -270,20 +269,22 @@ def test_a_regression_is_no_classifier_and_the_other_way_round(trained, fails):
     assert "its model is UNet, not RegressionCNN" in fails(color_regression.main, "--checkpoint", trained)
 
 
-def test_supported_sizes():
-    content = vars(new_network(PALETTE, model="CNN", num_filters=2)[1]) | {"format": FORMAT}
-    for size in ({"kernel": 1}, {"kernel": 15}, {"num_filters": 1024}, {"working_size": 4}, {"working_size": 512}):
-        parse_checkpoint(content | size | {"palette": torch.from_numpy(PALETTE)})
-    for size in (
-        {"kernel": 4},
-        {"kernel": 17},
-        {"num_filters": 0},
-        {"num_filters": 1025},
-        {"working_size": 3},
-        {"working_size": 513},
-    ):
+@pytest.mark.parametrize(
+    ("name", "least", "below", "most", "above"),
+    [
+        ("kernel", 1, 0, 15, 17),
+        ("kernel", 3, 4, 5, 6),
+        ("num_filters", 1, 0, 1024, 1025),
+        ("working_size", 4, 3, 512, 513),
+    ],
+)
+def test_supported_sizes(name, least, below, most, above):
+    sizes = {"kernel": 3, "num_filters": 2, "working_size": 64}
+    for size in (least, most):
+        check_sizes(*(sizes | {name: size}).values())
+    for size in (below, above, -least, float(least), True):
         with pytest.raises(ValueError, match="not supported"):
-            parse_checkpoint(content | size | {"palette": torch.from_numpy(PALETTE)})
+            check_sizes(*(sizes | {name: size}).values())
 
 
 def test_a_new_network_is_that_of_its_seed():

@@ -18,7 +18,7 @@ from utils.torch_files import read_torch_file, write_torch_file
 FORMAT = "colorization checkpoint 2"
 OLD_FORMAT = "colorization checkpoint 1"  # stores the metrics under "figures"
 ADVICE = "name another file, or train it again"
-DEFAULTS = {"model": "UNet", "kernel": 3, "num_filters": 32}  # of an architecture
+DEFAULTS: dict[str, Any] = {"model": "UNet", "kernel": 3, "num_filters": 32}  # of an architecture
 COLORS = 24  # the default of classifiers
 WORKING_SIZE = 64  # about the longer side of the copies of a photograph that a network sees, in pixels
 PHOTOGRAPH_WEIGHTS = "photograph_deep_unet_k3_f32.pkl"  # the shipped network for photographs
@@ -61,10 +61,10 @@ class Checkpoint:
 def new_network(palette: np.ndarray | None, seed: int = 0, **architecture: Any) -> tuple[Network, Checkpoint]:
     """Return (a new network, its Checkpoint); without a palette it predicts RGB.
 
-    `architecture` may name the model, kernel and num_filters; None selects the default.
+    `architecture` may name the model, kernel and num_filters, whose DEFAULTS apply otherwise.
     """
     torch.manual_seed(seed)
-    checkpoint = Checkpoint(**with_defaults(architecture), palette=palette, state_dict={})
+    checkpoint = Checkpoint(**DEFAULTS | architecture, palette=palette, state_dict={})
     net = checkpoint.create_model()
     return net, replace(checkpoint, state_dict=net.state_dict())
 
@@ -75,11 +75,6 @@ def load_network(path: Path, palette: np.ndarray | None = None, **architecture: 
     The arguments are load_checkpoint()'s; pretrained_path() returns the path of shipped weights. Raises UserError.
     """
     checkpoint = load_checkpoint(path, palette, **architecture)
-    if checkpoint.model not in NETWORKS:
-        raise UserError(f"{path}: unknown network {checkpoint.model!r:.50}; the known ones are {', '.join(NETWORKS)}")
-    if checkpoint.is_classifier != (checkpoint.model in CLASSIFIERS):
-        needs = "has no palette; do not give one" if checkpoint.is_classifier else "needs its palette; give it"
-        raise UserError(f"{path}: a {checkpoint.model} {needs} with --colors")
     with report_read_errors(path, f"file of weights of {checkpoint.architecture}", "name another one"):
         state_dict = convert_weights(checkpoint.state_dict)
         # its size must justify the memory that the network takes; trying it on the "meta" device would import for 0.5 s
@@ -98,31 +93,40 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
     the file is neither, or does not agree.
     """
     content = read_torch_file(path, "checkpoint", ADVICE)
-    if isinstance(content, dict) and content.get("format") in (FORMAT, OLD_FORMAT):
-        with report_read_errors(path, "checkpoint", ADVICE):
+    with report_read_errors(path, "checkpoint", ADVICE):
+        if isinstance(content, dict) and content.get("format") in (FORMAT, OLD_FORMAT):
             checkpoint = parse_checkpoint(content)
-        for name, value in architecture.items():
-            if value is not None and getattr(checkpoint, name) != value:
-                difference = f"{name.replace('num_', 'number of ')} is {getattr(checkpoint, name)}, not {value}"
-                raise UserError(f"{path}: its {difference}; name another file, or the script and flags that fit it")
-        own = np.zeros(0) if checkpoint.palette is None else checkpoint.palette
-        if palette is not None and (own.shape != palette.shape or not np.allclose(own, palette, rtol=0, atol=1e-6)):
-            hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
-            raise UserError(f"{path}: not made with the palette of --colors; {hint}")
-        return checkpoint
+        else:
+            checkpoint = describe_weights(path, content, palette, architecture)
+        check_sizes(checkpoint.kernel, checkpoint.num_filters, checkpoint.working_size)
+    for name, value in architecture.items():
+        if getattr(checkpoint, name) != value:
+            difference = f"{name.replace('num_', 'number of ')} is {getattr(checkpoint, name)}, not {value}"
+            raise UserError(f"{path}: its {difference}; name another file, or the script and flags that fit it")
+    own = np.zeros(0) if checkpoint.palette is None else checkpoint.palette
+    if palette is not None and (own.shape != palette.shape or not np.allclose(own, palette, rtol=0, atol=1e-6)):
+        hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
+        raise UserError(f"{path}: not made with the palette of --colors; {hint}")
+    if checkpoint.model not in NETWORKS:
+        raise UserError(f"{path}: unknown network {checkpoint.model!r:.50}; the known ones are {', '.join(NETWORKS)}")
+    if checkpoint.is_classifier != (checkpoint.model in CLASSIFIERS):
+        fault = "has no palette" if checkpoint.is_classifier else "needs its palette; give it with --colors"
+        raise UserError(f"{path}: a {checkpoint.model} {fault}")
+    return checkpoint
+
+
+def describe_weights(path: Path, content: object, palette: np.ndarray | None, architecture: dict) -> Checkpoint:
+    """Return the bare state dict in a file's content as a Checkpoint; its shapes tell what was not given."""
     weights = find_weights(content)
     if not weights:
         raise UserError(f"{path}: a PyTorch file, but neither a checkpoint of this package nor a state dict")
-    if architecture.get("model") is None:
+    if "model" not in architecture:
         raise UserError(f"{path}: a bare state dict does not record its network; name the network with --model")
     first, last = (weights.get(f"{name}.weight", torch.empty(0)).shape for name in ("downconv1.0", "finalconv"))
-    if len(first) == 4:  # the shapes tell the rest
-        architecture |= {"num_filters": first[0], "kernel": first[2]} | given(architecture)
-        with report_read_errors(path, "checkpoint", ADVICE):
-            check_sizes(architecture["kernel"], architecture["num_filters"], WORKING_SIZE)
     if palette is not None and len(last) == 4 and last[0] != len(palette):
         raise UserError(f"{path}: a network for {last[0]} colors, but --colors has {len(palette)}; name its palette")
-    return Checkpoint(**with_defaults(architecture), palette=palette, state_dict=weights)
+    told = {"num_filters": first[0], "kernel": first[2]} if len(first) == 4 else {}
+    return Checkpoint(**DEFAULTS | told | architecture, palette=palette, state_dict=weights)
 
 
 def find_weights(content: object) -> dict[str, Tensor]:
@@ -141,16 +145,6 @@ def find_weights(content: object) -> dict[str, Tensor]:
     return weights if all(map(torch.is_tensor, weights.values())) else {}
 
 
-def given(architecture: Mapping[str, Any]) -> dict:
-    """Return the entries of an architecture that are not None."""
-    return {name: value for name, value in architecture.items() if value is not None}
-
-
-def with_defaults(architecture: Mapping[str, Any]) -> dict:
-    """Return an architecture with defaults in place of None."""
-    return DEFAULTS | given(architecture)
-
-
 def parse_checkpoint(content: dict) -> Checkpoint:
     """Return a file's content as a Checkpoint.
 
@@ -162,11 +156,8 @@ def parse_checkpoint(content: dict) -> Checkpoint:
         content["palette"] = check_palette(content["palette"].numpy())
     content.setdefault("working_size", WORKING_SIZE)  # earlier checkpoints do not have it
     checkpoint = Checkpoint(**{field.name: content[field.name] for field in fields(Checkpoint)})
-    check_sizes(checkpoint.kernel, checkpoint.num_filters, checkpoint.working_size)
     if not isinstance(checkpoint.model, str) or not isinstance(checkpoint.state_dict, dict):
         raise ValueError("its network has no name or no weights")
-    if checkpoint.model in NETWORKS and checkpoint.is_classifier != (checkpoint.model in CLASSIFIERS):
-        raise ValueError(f"a {checkpoint.model} {'has no' if checkpoint.is_classifier else 'needs a'} palette")
     return checkpoint
 
 
@@ -230,9 +221,7 @@ def pretrained_path(photographs: bool = False, **architecture: Any) -> Path:
 
     With `photographs`, and no architecture named, it is the network that was trained on photographs.
     """
-    name = file_name(**with_defaults(architecture))
-    if photographs and not any(architecture.values()):
-        name = PHOTOGRAPH_WEIGHTS
+    name = PHOTOGRAPH_WEIGHTS if photographs and not architecture else file_name(**DEFAULTS | architecture)
     path = PROJECT / "weights" / name
     if not path.exists():
         raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file with --checkpoint")

@@ -28,6 +28,8 @@ def report_read_errors(path: str | Path, kind: str, advice: str, most: float = 4
         if status.st_size > most:
             raise ValueError(f"it has {status.st_size:,} bytes")
         yield
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot read the {kind} ({error.strerror or error}); {advice}") from error
     except Exception as error:  # a broken file may raise anything, even MemoryError

@@ -89,8 +89,8 @@ def reject_unused_flags(parser: ArgumentParser, args: Namespace, mode: str) -> N
 
 
 def architecture_of(args: Namespace) -> dict[str, Any]:
-    """Return the flags that name a network, None for those that were not given."""
-    return {name: getattr(args, name, None) for name in DEFAULTS}
+    """Return the flags that name a network, of those that were given."""
+    return {name: value for name, value in vars(args).items() if name in DEFAULTS and value is not None}
 
 
 def add_action_flags(parser: ArgumentParser, default: str = "train") -> Any:
