@@ -136,24 +136,24 @@ class RunLog:
         """
         path = self.path_for(".state")
         content = read_torch_file(path, "training state", "check --out-dir, or train without --resume")
-        if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
-            raise UserError(f"{path}: not a training state of this version; train without --resume")
         with report_read_errors(path, "training state", "train without --resume"):
-            earlier, history = content["settings"], content["history"]
-            differing = [name for name, value in self.settings.items() if earlier.get(name) != value]
-        if differing:
-            name = differing[0]
-            words = f"{name.replace('_', ' ')} was {reprlib.repr(earlier.get(name))} and is now {self.settings[name]!r}"
-            others = {"palette": "another palette", "data_sha256": "other images", "valid_sha256": "other images"}
-            words = others.get(name, words)
-            raise UserError(f"{path}: cannot resume with other settings: {words}")
-        with report_read_errors(path, "training state", "train without --resume"):
+            if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
+                raise ValueError("it is not of this version")
+            for name, value in self.settings.items():
+                earlier = content["settings"].get(name)
+                if earlier != value:
+                    words = f"{name.replace('_', ' ')} was {reprlib.repr(earlier)} and is now {value!r}"
+                    others = {
+                        "palette": "another palette",
+                        "data_sha256": "other images",
+                        "valid_sha256": "other images",
+                    }
+                    raise UserError(f"{path}: cannot resume with other settings: {others.get(name, words)}")
+            history = content["history"]
             names = [name for name in EPOCH_METRICS if self.checkpoint.is_classifier or name != "valid_accuracy"]
             for epoch, metrics in enumerate(history, 1):
-                if list(metrics) != names or [type(value) for value in metrics.values()] != [
-                    int,
-                    *[float] * len(names[1:]),
-                ]:
+                kinds = [(name, int if name == "epoch" else float) for name in names]
+                if [(name, type(value)) for name, value in metrics.items()] != kinds:
                     raise ValueError(f"epoch {epoch} has not the metrics that it should have")
                 if metrics["epoch"] != epoch or not all(map(math.isfinite, metrics.values())):
                     raise ValueError(f"the metrics of epoch {epoch} are missing or not finite")
