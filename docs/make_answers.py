@@ -31,13 +31,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 import colorization
-from data import ImageDataset, ImageSource, load_palette, palette_path, to_gray, to_rgb
+from data import ImageDataset, ImageSource, fit_palette, load_palette, palette_path, to_gray, to_rgb
 from models import CNN, MyConv2d, MyDilatedConv2d, predict, stage_outputs
 from pictures.decoding import annealed_mean, comparison_rows, labels_to_rgb
 from pictures.metrics import colorfulness
 from pictures.plots import new_figure, save, save_image_grid
+from training.evaluation import evaluate
 from training.log import RunLog, run_settings
-from training.loop import Trainer, config_from_flags, run_training
+from training.loop import Trainer, TrainingConfig, config_from_flags, run_training
 from training.optim import MuonAdam
 from utils.checkpoint import file_name, load_network, new_network, pretrained_path
 from utils.console import print_table, run_script
@@ -449,6 +450,28 @@ def activation_sheets(source):
         save_image_grid(PICTURES / f"activations_{number}.png", f"Test image {number} (right)", rows)
 
 
+def dilation_on_photographs(folder, size=128, epochs=8, seeds=(0, 1)):
+    """Print the losses of UNet and DUNet trained on crops of photographs, of 32x32 pixels and of `size`."""
+    rows, device = [], torch.device("cpu")
+    for crop in (32, size):
+        source = ImageSource(str(folder), working_size=2 * crop, crop_size=crop)
+        palette, _ = fit_palette(source.training_images(), 24)
+        train_set, valid_set = (make(palette, device) for make in (source.training_set, source.validation_set))
+        for model in ("UNet", "DUNet"):
+            losses = []
+            for seed in seeds:
+                net, _ = new_network(palette, seed, model=model)
+                trainer = Trainer(net, train_set, TrainingConfig(epochs=epochs, seed=seed))
+                for epoch in range(1, epochs + 1):
+                    trainer.train_epoch(epoch)
+                losses.append(list(evaluate(net, valid_set).values()))
+            loss, accuracy = zip(*losses)
+            shown = " ".join(f"{value:.4f}" for value in loss), " ".join(f"{value:.2%}" for value in accuracy)
+            rows.append([f"{crop}x{crop}", model, *shown])
+            print(rows[-1], flush=True)
+    table("UNet and DUNet on photographs", ["crops", "", "held-out loss", "accuracy"], rows)
+
+
 def of_the_shipped(source, data_flags):
     """Print and draw what needs no training."""
     PICTURES.mkdir(exist_ok=True)
@@ -472,10 +495,13 @@ def main(argv):
     parser.add_argument("--jobs", type=int, default=1, metavar="N")
     parser.add_argument("--data", default="cifar10", help="cifar10, or the folder that contains it")
     text = "train a UNet without the skip connection into this stage, or without Muon; or a regression; flags as usual"
+    parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="compare UNet and DUNet on crops of these")
     parser.add_argument("--without", choices=[*SKIPS, "muon", "labels", "labels+narrow end"], help=text)
     args, more = parser.parse_known_args(argv)
     if args.without:
         return train_without(args.without, [*more, "--data", args.data])  # colorization.py's flags
+    if args.photographs:
+        return dilation_on_photographs(args.photographs)
     if more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     source = ImageSource(args.data)

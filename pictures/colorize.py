@@ -263,7 +263,8 @@ def colorize_files(
             pairs.append([to_rgb(to_tensor(image))[0] for image in both])
     if pairs:
         save_sheet(folder / "before_and_after.png", pairs)
-    print(f"{len(sources) - failed - left} images colored" + (f"; {left} were colored before" if left else ""))
+    count = len(sources) - failed - left
+    print(f"{count} image{'s'[: count != 1]} colored" + (f"; {left} colored before" if left else ""))
     if failed:
         raise UserError(f"{failed} of {len(sources)} images could not be colored")
 

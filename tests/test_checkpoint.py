@@ -254,10 +254,10 @@ def test_checkpoints_of_the_first_version_load(tmp_path, monkeypatch):
     renamed = {re.sub(r"^(upconv\d)\.1\.", r"\1.2.", name): v for name, v in content["state_dict"].items()}
     assert "upconv1.2.bias" in renamed
     old = content | {"format": OLD_FORMAT, "figures": {"valid_loss": 1.5}, "state_dict": renamed}
-    del old["metrics"]
+    del old["metrics"], old["working_size"]
     torch.save(old, "old.pkl")
     loaded, checkpoint = load_network("old.pkl")
-    assert checkpoint.metrics == {"valid_loss": 1.5}
+    assert checkpoint.metrics == {"valid_loss": 1.5} and checkpoint.working_size == 64
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in net.state_dict().items())
 
 

@@ -179,6 +179,12 @@ def test_bad_palettes_are_named(tmp_path, fault):
         data.load_palette(tmp_path / "bad.npy")
 
 
+def test_the_largest_palette(tmp_path):
+    palette = np.random.default_rng(0).random((256, 3))
+    np.save(tmp_path / "most.npy", palette)
+    assert np.array_equal(data.load_palette(tmp_path / "most.npy"), palette)
+
+
 def test_palettes_that_are_no_palettes_at_all(tmp_path):
     with pytest.raises(UserError, match=r"gone\.npy: cannot read"):
         data.load_palette(tmp_path / "gone.npy")

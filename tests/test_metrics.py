@@ -9,7 +9,7 @@ from helpers import some_pictures
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from benchmarks.picture_metrics import measure
+from benchmarks.picture_metrics import measure, rarity_weights
 from pictures import metrics
 
 
@@ -58,3 +58,16 @@ def test_auc_is_the_area_under_the_curve_and_balance_weighs_rare_colors_up():
     curve = [np.mean(np.array([0.0] * 63 + [far]) <= threshold) for threshold in np.linspace(0, 150, 15001)]
     assert figures["auc"]["mean"] == pytest.approx(np.mean(curve), abs=1e-4)
     assert figures["balanced_auc"]["mean"] == pytest.approx(1 - far / 150 / 2, abs=0.01)  # two colors, a half each
+    per_image = measure({"gray": gray.repeat(2, 1, 1, 1)}, torch.cat([truth, truth[:, :, 1:2, 1:2].expand_as(truth)]))
+    # twice as much gray as before: the one red pixel weighs as much as all 127 others, 63 of them beside it
+    expected = [(1 * (1 - far / 150) + 63 / 127) / (1 + 63 / 127), 1]
+    assert per_image["gray"]["balanced_auc"]["per_image"] == pytest.approx(expected, abs=0.02)
+
+
+def test_rarity_is_smoothed_over_five_units_of_ab():
+    """Two colors in neighboring bins: each bin also gets what the Gaussian brings from the other."""
+    lab = np.zeros((1, 1, 10, 3))
+    lab[0, 0, :9, 1], lab[0, 0, 9, 1] = 5, 15  # bins of ten
+    weights = rarity_weights(lab)[0, 0]
+    near = math.exp(-0.5 * (10 / 5) ** 2)  # to the next bin, before the sum is made 1
+    assert weights[9] / weights[0] == pytest.approx((0.9 + 0.1 * near) / (0.1 + 0.9 * near), rel=1e-3)
