@@ -68,7 +68,7 @@ WIDE_CNN = {"CNN of 37 filters": [["--model", "CNN", "-f", 37]]}  # about as man
 SKIPS = {"upconv1": "downconv2 to upconv1 (8x8)", "upconv2": "downconv1 to upconv2 (16x16)"}
 SKIPS |= {"finalconv": "gray image to finalconv (32x32)"}
 SKIPS["upconv1+upconv2"] = "both of them"
-CUTS = {"CNN": [["--model", "CNN", "-e", 10]], "all skips": [["-e", 10]]} | {
+CUTS = {"no skips (CNN)": [["--model", "CNN", "-e", 10]], "all skips": [["-e", 10]]} | {
     name: [["--without", stage, "-e", 10]] for stage, name in SKIPS.items()
 }
 REGRESSIONS = {
@@ -94,11 +94,8 @@ def runs():
 
 def short(name):
     """Return a condition's name as a folder's; the UNet with the defaults has several names."""
-    return (
-        "unet"
-        if name.startswith(("(b), (c) and (d)", "Muon"))
-        else "".join(c for c in name.lower() if c.isalnum())[:20]
-    )
+    is_default = name.startswith(("(b), (c) and (d)", "Muon"))
+    return "unet" if is_default else "".join(c for c in name.lower() if c.isalnum())[:20]
 
 
 def epochs_of(commands):
@@ -311,19 +308,14 @@ def train_without(part, argv):
         net.finalconv = MyConv2d(24, 3, 3)
     checkpoint = replace(checkpoint, data=str(source))
     for stage in part.split("+") if part in SKIPS else ():
-        own = {"upconv1": 64, "upconv2": 32, "finalconv": 24}[
-            stage
-        ]  # channels of the decoder, before those of the skip
+        own = {"upconv1": 64, "upconv2": 32, "finalconv": 24}[stage]  # channels of the decoder; the skip's follow
 
         def zero_skip(module, inputs, own=own):
             (joined,) = inputs
             return joined * (torch.arange(joined.shape[1]) < own).view(1, -1, 1, 1)
 
         getattr(net, stage).register_forward_pre_hook(zero_skip)
-    train_set, valid_set = (
-        source.training_set(checkpoint.palette, device),
-        source.validation_set(checkpoint.palette, device),
-    )
+    train_set, valid_set = (make(palette, device) for make in (source.training_set, source.validation_set))
     trainer = Trainer(net, train_set, config_from_flags(args))
     if part == "muon":
         trainer.optimizer = MuonAdam([], list(trainer.raw_model.parameters()))
@@ -529,7 +521,7 @@ def main(argv):
         last = [history(f"{short(name)}_{seed}")[-1] for seed in SEEDS]
         rows.append([name, *(spread([row[part] for row in last], 6) for part in ("valid_loss", "train_loss"))])
     table("Regression, 20 epochs", ["", "held-out mean squared error", "training"], rows)
-    over_seeds("UNet trained without a skip connection, 10 epochs", CUTS)
+    over_seeds("UNet trained without a skip connection, 10 epochs", ["all skips", *SKIPS.values(), "no skips (CNN)"])
     over_seeds("Optimizers, UNet", OPTIMIZERS)
     over_seeds("Augmentation, UNet", AUGMENTATIONS)
     rates, batches = (sorted({pair[axis] for pair in SWEEP}) for axis in (0, 1))
