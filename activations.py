@@ -17,7 +17,7 @@ from sources.cifar10 import CLASSES
 from sources.image_files import load_square
 from training.evaluation import draw_samples
 from utils import flags
-from utils.checkpoint import load_network, pretrained_path
+from utils.checkpoint import file_stem, load_network, pretrained_path
 from utils.console import UserError, run_script
 from utils.distributed import choose_device
 from utils.files import check_targets
@@ -55,8 +55,7 @@ def main(argv: list[str]) -> None:
     image, name = load_image(args.image, replace(source, working_size=checkpoint.working_size))
     outputs = stage_outputs(net.to(device), to_gray(image))  # name -> (1, C, H, W)
 
-    _, stem = NETWORKS[checkpoint.model]
-    folder = args.out_dir / f"activations_{stem}_{name}"
+    folder = args.out_dir / f"activations_{file_stem(checkpoint.model)}_{name}"
     check_targets([folder / "0_image.png"], [Path(args.image), source.path])
     dataset = ImageDataset(image, checkpoint.palette, device)
     draw_samples(folder / "0_image.png", f"{checkpoint.model}, image {name}", net, dataset)

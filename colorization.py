@@ -12,8 +12,7 @@ from pathlib import Path
 
 from data import ImageSource, palette_file, palette_for
 from models import CLASSIFIERS, Network
-from pictures.colorize import TEMPERATURE as PHOTOGRAPH_TEMPERATURE
-from pictures.colorize import colorize_files
+from pictures.colorize import PHOTOGRAPH_TEMPERATURE, colorize_files
 from pictures.decoding import TEMPERATURE
 from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
@@ -41,8 +40,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     flags.add_number(group, "--picture-weight", low=0, high=1e6, kind=float, help=text, **weight)
 
     group = parser.add_argument_group("annealed-mean decoding (the mean color under sharpened probabilities)")
-    text = "longer side of the copies of a photograph that the network sees, approximately "
-    text += f"(default: that of the checkpoint, {WORKING_SIZE} pixels for a new network)"
+    text = "inference resolution: approximate longer side of the shrunk photograph, in pixels "
+    text += f"(default: that of the checkpoint, {WORKING_SIZE} for a new network)"
     flags.add_number(group, "--working-size", low=4, high=512, help=text)
     text = "temperature of the softmax: lower values give bolder colors, higher values paler ones"
     text += f" (default: {TEMPERATURE}; with --colorize: {PHOTOGRAPH_TEMPERATURE})"

@@ -1,7 +1,7 @@
 """The images, their gray version (the network's input), and the palette of colors that it predicts.
 
-Conventions, those of the course: images are uint8 tensors (N, 3, 32, 32); pixel values are byte / 256; gray is
-the mean of R, G and B; a pixel's label is its nearest palette color in RGB.
+Conventions, those of the course: images are uint8 tensors (N, 3, H, W), 32x32 in CIFAR-10; pixel values are byte / 256;
+gray is the mean of R, G and B; a pixel's label is its nearest palette color in RGB.
 
     python data.py --colors 24      fits a palette to all training pixels
 """
@@ -30,7 +30,10 @@ MIN_CROPS = 2_000  # crops per epoch of an album, at least; a tenth of that for 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where images come from; those to train on and those to validate on, each uint8 (N, 3, H, W)."""
+    """Where images come from; those to train on and those to validate on, each uint8 (N, 3, H, W).
+
+    Photographs are scaled to about `working_size` on the longer side; of them, squares of `crop_size` are cut.
+    """
 
     location: str = "cifar10"  # or "sample", or a folder of photographs or of CIFAR-10
     category: str = "horse"  # of CIFAR-10, or "all"
@@ -168,8 +171,10 @@ class ImageDataset:
 class Album(ImageDataset):
     """Crops of photographs, uint8 (h, w, 3): other ones in every epoch, some darker and some lighter."""
 
-    def __init__(self, images: Tensor, palette: np.ndarray | None, device: torch.device, photographs: list, size: int):
-        self.photographs, self.working_size = photographs, size
+    def __init__(
+        self, images: Tensor, palette: np.ndarray | None, device: torch.device, photographs: list, working: int
+    ):
+        self.photographs, self.working_size = photographs, working
         super().__init__(images, palette, device)
 
     def start_epoch(self, seed: int) -> None:
@@ -291,7 +296,7 @@ def main(argv: list[str]) -> None:
     parser = Parser("Fit a palette to all training pixels by k-means.")
     add_number(parser, "-c", "--colors", "--colours", default=COLORS, low=2, high=256, help="number of colors")
     add_number(parser, "-s", "--seed", default=0, low=0, high=2**32 - 1, help="seed of k-means")
-    text = "tell colors apart by their chroma alone, whatever their gray"
+    text = "cluster by chroma only, ignoring the gray"
     parser.add_argument("--chroma", action="store_true", help=text)
     text = "file to write or replace (default: color/color_kmeansK_cat*.npy)"
     parser.add_argument("--output", type=Path, metavar="FILE", help=text)

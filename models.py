@@ -77,12 +77,12 @@ def up_block(conv: MyConv2d | nn.Conv2d) -> nn.Sequential:
 class Network(nn.Module):
     """What all networks have in common: they halve the size of an image a few times, and double it as often."""
 
+    training_size = 32  # height and width of the images to train on
+
     @property
     def size_multiple(self) -> int:
-        """The number that height and width must be multiples of: 2 for each max-pooling."""
+        """The number that height and width must be multiples of: 2 for each down_block(), which alone halves them."""
         return 2 ** sum(isinstance(layer, nn.MaxPool2d) for layer in self.modules())
-
-    training_size = 32  # height and width of the images to train on
 
     def check_size(self, x: Tensor) -> None:
         """Raise ValueError unless height and width of images can be halved evenly."""
@@ -212,20 +212,19 @@ class DeepUNet(Network):
         return F.dropout2d(x, 0.2, self.training)
 
 
-NETWORKS: dict[str, tuple[type[Network], str]] = {  # name: (class, first part of its files' names)
-    "RegressionCNN": (RegressionCNN, "regression_cnn"),
-    "CNN": (CNN, "cnn"),
-    "UNet": (UNet, "unet"),
-    "DUNet": (DilatedUNet, "dunet"),
-    "DeepUNet": (DeepUNet, "deep_unet"),
+NETWORKS: dict[str, type[Network]] = {
+    "RegressionCNN": RegressionCNN,
+    "CNN": CNN,
+    "UNet": UNet,
+    "DUNet": DilatedUNet,
+    "DeepUNet": DeepUNet,
 }
 CLASSIFIERS = [name for name in NETWORKS if name != "RegressionCNN"]  # those that predict palette colors
 
 
 def create_model(model: str, kernel: int = 3, num_filters: int = 32, num_colors: int = 3) -> Network:
     """Return a new network, `model` being a key of NETWORKS; one that predicts RGB has 3 colors."""
-    network, _ = NETWORKS[model]
-    net = network(kernel, num_filters, num_colors)
+    net = NETWORKS[model](kernel, num_filters, num_colors)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # same results, faster convolutions
     return net
 
@@ -255,17 +254,19 @@ def stage_outputs(net: nn.Module, gray: Tensor) -> dict[str, Tensor]:
     return outputs
 
 
-def describe_stages(net: nn.Module, size: int = 32) -> str:
-    """Return a table of a network's stages for a size x size image, and a bar as long as each output is wide."""
+def describe_stages(net: Network) -> str:
+    """Return a table of a network's stages for an image to train on, and a bar as long as each output is wide."""
+    size = net.training_size
     outputs = stage_outputs(net, torch.zeros(1, 1, size, size))
     lines, bars = [], [f"{'gray image':<10} {'#' * size} 1 map of {size}x{size}"]
     for name, stage in net.named_children():
         layers: list = list(stage) if isinstance(stage, nn.Sequential) else [stage]
         kinds = ", ".join(type(layer).__name__ for layer in layers)
-        filters = "{} of {}x{}x{}".format(*layers[0].weight.shape)  # number, input maps, height, width
+        weight = getattr(layers[0], "weight", None)
+        filters = "" if weight is None else "{} of {}x{}x{}".format(*weight.shape)  # number, input maps, height, width
         _, maps, height, width = outputs[name].shape
         count = sum(parameter.numel() for parameter in stage.parameters())
-        lines.append(f"{name:<10} {kinds:<45} {filters:<16} {maps:>3}x{height}x{width} {count:>10,}")
+        lines.append(f"{name:<10} {kinds:<45} {filters:<16} {f'{maps}x{height}x{width}':>9} {count:>10,}")
         bars.append(f"{name:<10} {('#' * width).center(size)} {maps} maps of {height}x{width}")
     head = f"{'stage':<10} {'layers':<45} {'filters':<16} {'output':>9} {'parameters':>10}"
     total = f"{sum(parameter.numel() for parameter in net.parameters()):,} parameters"

@@ -32,7 +32,7 @@ sys.path.insert(0, str(PROJECT))
 
 import colorization
 from data import ImageDataset, ImageSource, fit_palette, load_palette, palette_path, to_gray, to_rgb
-from models import CNN, MyConv2d, MyDilatedConv2d, predict, stage_outputs
+from models import CNN, MyConv2d, MyDilatedConv2d, RegressionCNN, predict, stage_outputs
 from pictures.decoding import annealed_mean, comparison_rows, labels_to_rgb
 from pictures.metrics import colorfulness
 from pictures.plots import new_figure, save, save_image_grid
@@ -40,7 +40,7 @@ from training.evaluation import evaluate
 from training.log import RunLog, run_settings
 from training.loop import Trainer, TrainingConfig, config_from_flags, run_training
 from training.optim import MuonAdam
-from utils.checkpoint import file_name, load_network, new_network, pretrained_path
+from utils.checkpoint import file_name, load_checkpoint, load_network, new_network, pretrained_path
 from utils.console import print_table, run_script
 
 RUNS = PROJECT / "outputs" / "answers"
@@ -296,6 +296,35 @@ def speckles(source):
     table("Pixels unlike all four neighbors, argmax decoding, test horses", ["", "of all", "and wrong"], rows)
 
 
+def wide_end():
+    """Return a RegressionCNN with 24 maps before the last convolution, in place of three."""
+    net = CNN(3, 32, 24)
+    net.finalconv = MyConv2d(24, 3, 3)
+    return net
+
+
+def regressions(source):
+    """Print the errors of the regressions, that of their gray alone, and how sharp their gray is."""
+    images, rows = replace(source, holdout=500).validation_images(), []
+    gray = to_gray(images)
+
+    def sharpness(x):
+        return (x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean()).item()
+
+    for name, make in zip(REGRESSIONS, (lambda: RegressionCNN(3, 32), wide_end)):
+        last = [history(f"{short(name)}_{seed}")[-1] for seed in SEEDS]
+        columns = [[row["valid_loss"] for row in last], [row["train_loss"] for row in last], [], []]
+        for seed in SEEDS:
+            path, net = RUNS / f"{short(name)}_{seed}" / file_name("RegressionCNN", 3, 32), make()
+            net.load_state_dict(load_checkpoint(path).state_dict)
+            predicted = predict(net, gray).mean(1, keepdim=True)
+            columns[2].append((predicted - gray).square().mean().item())
+            columns[3].append(sharpness(predicted) / sharpness(gray))
+        rows.append([name, *(spread(column, digits) for column, digits in zip(columns, (5, 5, 5, 2)))])
+    names = ["", "held-out mean squared error", "training", "of their gray", "squared differences of neighbors"]
+    table("Regression, 20 epochs", names, rows)
+
+
 def train_without(part, argv):
     """Train a UNet whose skip connection into a stage carries zeros, or without Muon; `argv` are colorization.py's."""
     args = colorization.parse(argv)
@@ -303,9 +332,7 @@ def train_without(part, argv):
     regression = part.startswith("labels")
     palette = None if regression else load_palette(palette_path(24, "horse"))
     net, checkpoint = new_network(palette, args.seed, model="RegressionCNN" if regression else "UNet")
-    if part == "labels+narrow end":
-        net = CNN(3, 32, 24)
-        net.finalconv = MyConv2d(24, 3, 3)
+    net = wide_end() if part == "labels+narrow end" else net
     checkpoint = replace(checkpoint, data=str(source))
     for stage in part.split("+") if part in SKIPS else ():
         own = {"upconv1": 64, "upconv2": 32, "finalconv": 24}[stage]  # channels of the decoder; the skip's follow
@@ -427,6 +454,17 @@ def curves(models):
     save(figure, PICTURES / "curves.png")
 
 
+def zeros(source):
+    """Print the share of each stage's values that are zero, over the test horses."""
+    gray, rows = to_gray(source.validation_images()), []
+    for model in ("CNN", "UNet"):
+        outputs = stage_outputs(load_network(pretrained_path(model=model))[0], gray)
+        rows.append(
+            [model, *(f"{(outputs[stage] == 0).float().mean():.0%}" for stage in ("downconv1", "rfconv", "upconv2"))]
+        )
+    table("Zeros in the feature maps, test horses", ["", "downconv1", "rfconv", "upconv2"], rows)
+
+
 def activation_sheets(source):
     """Draw the eight most varied feature maps of three stages of CNN and UNet, for two test images."""
     for number in (3, 7):
@@ -477,6 +515,7 @@ def of_the_shipped(source, data_flags):
     side_by_side(source)
     dilated_filters()
     receptive_fields()
+    zeros(source)
     activation_sheets(source)
 
 
@@ -516,11 +555,7 @@ def main(argv):
     of_the_shipped(source, data_flags)
     curves(["CNN", "UNet"])
     over_seeds("CNN and UNet", ["CNN", *WIDE_CNN, "UNet"])
-    rows = []
-    for name in REGRESSIONS:
-        last = [history(f"{short(name)}_{seed}")[-1] for seed in SEEDS]
-        rows.append([name, *(spread([row[part] for row in last], 6) for part in ("valid_loss", "train_loss"))])
-    table("Regression, 20 epochs", ["", "held-out mean squared error", "training"], rows)
+    regressions(source)
     over_seeds("UNet trained without a skip connection, 10 epochs", ["all skips", *SKIPS.values(), "no skips (CNN)"])
     over_seeds("Optimizers, UNet", OPTIMIZERS)
     over_seeds("Augmentation, UNet", AUGMENTATIONS)

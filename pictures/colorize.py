@@ -31,8 +31,8 @@ from utils.checkpoint import Checkpoint, load_network, pretrained_path
 from utils.console import UserError
 from utils.files import atomic_write, check_writable
 
-TEMPERATURE = 1.0  # the mean over several copies of a photograph needs no sharpening
-CHROMA_GAIN = 1.2  # more than for small pictures: that mean, and enlarging, take some of the color
+PHOTOGRAPH_TEMPERATURE = 1.0  # the mean over several copies of a photograph needs no sharpening
+PHOTOGRAPH_GAIN = 1.2  # more than for small pictures: that mean, and enlarging, take some of the color
 COPY_SCALES = (0.5, 1.0, 1.5)  # longer side of the copies that the network sees, as multiples of the working size
 RADIUS = 4  # of the guided filter, in pixels of the largest copy
 EPSILON = 1e-3  # variance of the gray above which the guided filter takes a difference for an edge
@@ -54,7 +54,7 @@ def colorize(
     image: Image.Image,
     network: tuple[Network, Checkpoint] | None = None,
     saturation: float = 1.0,
-    temperature: float = TEMPERATURE,
+    temperature: float = PHOTOGRAPH_TEMPERATURE,
 ) -> Image.Image:
     """Return a colored copy of a Pillow image of any mode: RGB, or RGBA if it has transparent parts.
 
@@ -62,7 +62,7 @@ def colorize(
     multiplies the colors: 0 leaves the image gray, 1 is what the network predicts.
     """
     net, checkpoint = network or photograph_network()
-    image = to_srgb(image)
+    image = to_srgb(image)  # which returns what it has converted before as it is
     chroma, gray = predict_chroma(net, checkpoint.palette, image, checkpoint.working_size, temperature)
     colored = colorize_full_size(saturation * chroma, gray, image)
     if image.mode == "RGBA":
@@ -71,7 +71,11 @@ def colorize(
 
 
 def predict_chroma(
-    net: Network, palette: np.ndarray | None, image: Image.Image, working_size: int, temperature: float = TEMPERATURE
+    net: Network,
+    palette: np.ndarray | None,
+    image: Image.Image,
+    working_size: int,
+    temperature: float = PHOTOGRAPH_TEMPERATURE,
 ) -> tuple[Tensor, Tensor]:
     """Return the chroma that a network predicts for an RGB image, and the gray (1, 1, h, w) that it saw.
 
@@ -85,7 +89,7 @@ def predict_chroma(
         gray = to_gray(to_tensor(image.resize(size, Image.Resampling.BOX, reducing_gap=2)))
         for mirrored in (False, True):
             seen = gray.flip(3) if mirrored else gray
-            colors = decode_annealed_mean(predict(net, seen).cpu(), palette, seen, temperature, CHROMA_GAIN)
+            colors = decode_annealed_mean(predict(net, seen).cpu(), palette, seen, temperature, PHOTOGRAPH_GAIN)
             predictions.append(colors.flip(3) if mirrored else colors)  # (1, 3, h, w)
     mean = torch.stack([interpolate(each, gray.shape[2:], mode="bicubic") for each in predictions]).mean(0)
     return mean - mean.mean(1, keepdim=True), gray
@@ -238,7 +242,7 @@ def colorize_files(
     folder: Path,
     network: tuple[Network, Checkpoint],
     saturation: float = 1.0,
-    temperature: float = TEMPERATURE,
+    temperature: float = PHOTOGRAPH_TEMPERATURE,
 ) -> None:
     """Color image files, and the images in folders, into `folder`; add a sheet of the first six.
 

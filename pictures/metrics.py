@@ -19,8 +19,7 @@ def colorfulness(pictures: Tensor) -> Tensor:
     return spread.norm(dim=0) + 0.3 * mean.norm(dim=0)
 
 
-def print_metrics(panels: dict[str, Tensor]) -> None:
-    """Print a table of the metrics of labeled pictures; those labeled "ground truth" are the truth."""
-    truth = panels["ground truth"]
+def print_metrics(panels: dict[str, Tensor], truth: Tensor) -> None:
+    """Print a table of the metrics of labeled pictures, and of the truth."""
     rows = [(label, f"{psnr(each, truth):.2f}", f"{colorfulness(each).mean():.1f}") for label, each in panels.items()]
-    print_table(["", "PSNR (dB)", "colorfulness"], [*rows[:-1], ("ground truth", "", rows[-1][-1])])
+    print_table(["", "PSNR (dB)", "colorfulness"], [*rows, ("ground truth", "", f"{colorfulness(truth).mean():.1f}")])

@@ -17,7 +17,10 @@ from models import create_model
 from utils import checkpoint
 from utils.checkpoint import (
     OLD_FORMAT,
+    Checkpoint,
+    check_size,
     check_sizes,
+    check_values,
     load_checkpoint,
     load_network,
     new_network,
@@ -200,6 +203,16 @@ def test_shapes_that_no_network_has(tmp_path, shape):
     torch.save({0: torch.zeros(2), "a": 1}, tmp_path / "w.pt")
     with pytest.raises(UserError, match="neither a checkpoint of this package nor a state dict"):
         load_network(tmp_path / "w.pt", PALETTE, model="UNet")
+
+
+def test_weights_must_justify_the_memory_that_they_ask_for():
+    for kernel, filters in ((15, 1024), (3, 64)):
+        content = Checkpoint("UNet", kernel, filters, PALETTE, create_model("UNet", 3, 32, 5).state_dict())
+        with pytest.raises(ValueError, match="too few numbers for so many filters"):
+            check_size(content)
+    with pytest.raises(ValueError, match="weight claims to be larger than it is"):
+        check_values({"weight": torch.zeros(1).expand(1000)})
+    check_values({"weight": torch.zeros(1000)[:10]})
 
 
 def test_half_precision_that_overflows_says_what_did(tmp_path):

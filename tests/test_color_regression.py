@@ -23,4 +23,4 @@ def test_regression(cifar, capsys):
     assert copied[0] in trained
     images = data.ImageSource().validation_images().numpy() / 256
     assert float(copied[1]) == pytest.approx(((images - images.mean(1, keepdims=True)) ** 2).mean(), abs=1e-6)
-    assert is_picture("outputs/regressioncnn_valid.png")
+    assert is_picture("outputs/regression_cnn_valid.png")

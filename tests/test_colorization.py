@@ -15,7 +15,7 @@ from PIL import Image
 
 import colorization
 import data
-from utils.checkpoint import FORMAT, load_checkpoint, load_network, pretrained_path
+from utils.checkpoint import FORMAT, file_stem, load_checkpoint, load_network, pretrained_path
 from utils.files import PROJECT
 
 
@@ -93,7 +93,7 @@ def test_train_then_validate(cifar, small_palette, capsys, model):
     figures = f"validation loss {float(rows[-1]['valid_loss']):.5f}, accuracy {float(rows[-1]['valid_accuracy']):.2%}"
     assert figures in trained
     assert figures in validated
-    assert is_picture(outputs / f"{model.lower()}_valid.png")
+    assert is_picture(outputs / f"{file_stem(model)}_valid.png")
 
 
 def test_two_runs_of_one_command_give_the_same_figures(cifar, small_palette):

@@ -1,5 +1,6 @@
 """Flags out of range, and flags without effect."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import activations
 import color_regression
 import colorization
+from utils import flags as shared_flags
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,19 @@ NUMBERS = ["--epochs", "--batch-size", "--learn-rate", "--kernel", "--num-filter
 def test_every_number_has_its_range(cifar, fails, flag):
     for value in ("-1", "1e30", "nan", "inf", "many", ""):
         assert flag in fails(colorization.main, f"{flag}={value}")
+
+
+@pytest.mark.parametrize(
+    ("script", "argv"),
+    [(colorization, []), (color_regression, []), (activations, ["3"])],
+)
+def test_every_flag_has_an_effect_in_some_mode(script, argv, monkeypatch):
+    seen = []
+    monkeypatch.setattr(shared_flags.Parser, "parse_args", lambda parser, words: seen.append(parser) or sys.exit())
+    with pytest.raises(SystemExit):
+        script.main(argv)
+    names = {action.dest for action in seen[0]._actions} - {"help"}
+    assert names and names <= set().union(*shared_flags.USED_FLAGS.values())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Photographs and arrays as images to learn from."""
+"""Photographs to learn from."""
 
 import io
 import struct

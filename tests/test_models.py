@@ -13,13 +13,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import smooth_images
+from helpers import PALETTE
 from PIL import Image
 from torch import nn
 
 import colorization
 import models
+import utils.checkpoint
 from models import CNN, DilatedUNet, MyConv2d, MyDilatedConv2d, Network, UNet, create_model, down_block, up_block
-from utils.checkpoint import convert_weights
+from utils.checkpoint import convert_weights, load_network, new_network, save_checkpoint
 from utils.files import PROJECT
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -129,7 +131,7 @@ def test_the_multiple_of_a_size_belongs_to_the_network():
 
 def test_a_network_is_added_in_one_place(cifar, monkeypatch):
     """A row of NETWORKS: then it trains, is saved under its name, and colors a photograph of any size."""
-    monkeypatch.setitem(models.NETWORKS, "Deep", (ThriceHalved, "deep"))
+    monkeypatch.setitem(models.NETWORKS, "Deep", ThriceHalved)
     models.CLASSIFIERS.append("Deep")
     try:
         colorization.main(["--model", "Deep", "-e", "1", "-b", "9", "-f", "2", "-c", "3"])
@@ -139,6 +141,34 @@ def test_a_network_is_added_in_one_place(cifar, monkeypatch):
         models.CLASSIFIERS.remove("Deep")
     with Image.open("outputs/odd_colored.png") as colored:
         assert colored.size == (101, 67)
+
+
+class OnceHalved(Network):
+    """One level, whose decoder has a convolution where the handout's has batch norm, and a layer without weights."""
+
+    def __init__(self, kernel, num_filters, num_colors):
+        super().__init__()
+        self.downconv1 = down_block(MyConv2d(1, num_filters, kernel))
+        self.drop = nn.Dropout2d(0.2)
+        self.upconv1 = up_block(MyConv2d(num_filters, num_filters, kernel))
+        self.upconv1.insert(2, MyConv2d(num_filters, num_filters, kernel))
+        self.finalconv = MyConv2d(num_filters, num_colors, kernel)
+
+    def forward(self, x):
+        self.check_size(x)
+        return self.finalconv(self.upconv1(self.drop(self.downconv1(x))))
+
+
+def test_any_network_can_be_loaded_and_described(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.NETWORKS, "Flat", OnceHalved)
+    monkeypatch.setattr(models, "CLASSIFIERS", [*models.CLASSIFIERS, "Flat"])
+    monkeypatch.setattr(utils.checkpoint, "CLASSIFIERS", models.CLASSIFIERS)
+    net, checkpoint = new_network(PALETTE, model="Flat", num_filters=16)
+    save_checkpoint(tmp_path / "flat.pkl", checkpoint)
+    loaded, _ = load_network(tmp_path / "flat.pkl")
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in net.state_dict().items())
+    table = models.describe_stages(net)
+    assert "drop       Dropout2d" in table and "16 of 16x3x3" in table
 
 
 def test_a_dilated_filter_covers_what_the_exercise_says():

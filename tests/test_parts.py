@@ -39,7 +39,7 @@ def small_dataset(count):
 def check_stages(model):
     """Compare the stages of new networks with the shipped weights, and the sizes of their outputs with SIZES."""
     saved = torch.load(pretrained_path(model=model), weights_only=True)["state_dict"]
-    network, _ = models.NETWORKS[model]
+    network = models.NETWORKS[model]
     net = network(3, 32, 24)
     expected = {name: tuple(weights.shape) for name, weights in saved.items()}
     for name in sorted(expected.keys() ^ net.state_dict().keys()):
@@ -95,7 +95,7 @@ def check_shapes(net, description, expected):
 
 def check_forward(model, monkeypatch):
     """Pass an image through a network whose stages only remember what they get; compare that with INPUTS."""
-    network, _ = models.NETWORKS[model]
+    network = models.NETWORKS[model]
     net, sent, received = nn.Module.__new__(network), {"the image": torch.rand(2, 1, 32, 32)}, {}
     nn.Module.__init__(net)
     for name, size in SIZES.items():

@@ -13,7 +13,7 @@ from pictures.decoding import TEMPERATURE, apply_chroma, comparison_rows
 from pictures.metrics import print_metrics
 from pictures.plots import preload_matplotlib, save_image_grid
 from utils import distributed
-from utils.checkpoint import Checkpoint
+from utils.checkpoint import Checkpoint, file_stem
 from utils.files import check_targets
 
 METRICS = ("loss", "accuracy")  # a regression has no accuracy
@@ -80,7 +80,7 @@ def run_validation(
 
     `inputs` are the files that the network and its palette came from. Raises UserError.
     """
-    path = out_dir / f"{checkpoint.model.lower()}_valid.png"
+    path = out_dir / f"{file_stem(checkpoint.model)}_valid.png"
     check_targets([path], (source.path, *inputs))
     preload_matplotlib()
     valid_set = source.validation_set(checkpoint.palette, device_of(net))
@@ -91,7 +91,7 @@ def run_validation(
     print(f"saved {path}")
     truth, label = panels.pop("ground truth"), "quantized ground truth" if checkpoint.is_classifier else "prediction"
     panels[f"{label}, over the gray"] = apply_chroma(panels[label], panels["grayscale input"][:, :1])
-    print_metrics(panels | {"ground truth": truth})
+    print_metrics(panels, truth)
 
 
 def evaluate_pictures(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data import ImageDataset, ImageSource
 from pictures.plots import save_curve
-from training.evaluation import format_metrics
+from training.evaluation import METRICS, format_metrics
 from utils import distributed
 from utils.checkpoint import Checkpoint, file_name, save_checkpoint
 from utils.console import UserError
@@ -27,7 +27,7 @@ from utils.files import PROJECT, atomic_write, check_targets, report_read_errors
 from utils.torch_files import read_torch_file, write_torch_file
 
 STATE_FORMAT = "colorization training state 4"
-EPOCH_METRICS = ("epoch", "train_loss", "valid_loss", "valid_accuracy", "learning_rate", "seconds")
+EPOCH_METRICS = ("epoch", "train_loss", *(f"valid_{name}" for name in METRICS), "learning_rate", "seconds")
 SUFFIXES = (".csv", ".json", ".state", "_curve.png", "_images.png")  # of a run's files in its output folder
 
 
@@ -35,9 +35,9 @@ class RunLog:
     """Writes a run's files after every epoch; `history` is the list of the epochs' metrics.
 
     Files: the weights of the last and the best epoch, the history (.csv), what it takes to repeat the run (.json) and
-    to resume it (.state).
-    The weights go to `path`; None means a file in `out_dir` named after the network. `settings` are those that a
-    resumed run must share. Raises UserError if a file cannot be written, or would replace another or one of `inputs`.
+    to resume it (.state). The weights go to `path`; None means a file in `out_dir` named after the network. `settings`
+    are those that a resumed run must share. Raises UserError if a file cannot be written, or would replace another or
+    one of `inputs`.
     """
 
     def __init__(

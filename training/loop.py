@@ -35,8 +35,8 @@ class TrainingConfig:
     augment: tuple[str, ...] = ("mirror", "shift-x", "shift-y")
     seed: int = 0
     precision: str = "auto"
-    picture_weight: float = 0.0  # weight of the decoded colors' squared error in the loss
-    temperature: float = TEMPERATURE  # of the softmax that decodes them
+    picture_weight: float = 0.0  # weight of the squared error of the mean color's chroma in the loss
+    temperature: float = TEMPERATURE  # of the softmax whose mean that is
 
 
 def config_from_flags(args: Namespace) -> TrainingConfig:
@@ -154,7 +154,10 @@ class Trainer:
         return loss.detach()
 
     def loss(self, outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
-        """Return the loss of a batch: the mean squared error of RGB, or the cross-entropy of palette labels."""
+        """Return the loss of a batch: the mean squared error of RGB, or the cross-entropy of palette labels.
+
+        To the latter, it adds `picture_weight` times the squared error of the mean color's chroma.
+        """
         if self.palette is None:
             return F.mse_loss(outputs, targets)
         loss = cross_entropy(outputs, targets)

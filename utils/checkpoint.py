@@ -76,12 +76,10 @@ def load_network(path: Path, palette: np.ndarray | None = None, **architecture: 
     """
     checkpoint = load_checkpoint(path, palette, **architecture)
     with report_read_errors(path, f"file of weights of {checkpoint.architecture}", "name another one"):
-        state_dict = convert_weights(checkpoint.state_dict)
-        # its size must justify the memory that the network takes; trying it on the "meta" device would import for 0.5 s
-        if sum(value.numel() for value in state_dict.values()) < (2 * checkpoint.num_filters * checkpoint.kernel) ** 2:
-            raise ValueError("it has too few numbers for so many filters")
+        check_values(checkpoint.state_dict)
+        check_size(checkpoint)
         net = checkpoint.create_model()
-        net.load_state_dict(state_dict)
+        net.load_state_dict(checkpoint.state_dict)
     return net, checkpoint
 
 
@@ -115,6 +113,15 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
     return checkpoint
 
 
+def check_size(checkpoint: Checkpoint) -> None:
+    """Raise ValueError if the weights do not justify the memory that the network takes, as a few bytes may claim."""
+    count = sum(value.numel() for value in checkpoint.state_dict.values())
+    if count < (2 * checkpoint.num_filters * checkpoint.kernel) ** 2:  # of one convolution in the middle
+        with torch.device("meta"):  # without memory; the first use imports for half a second
+            if count < sum(parameter.numel() for parameter in checkpoint.create_model().parameters()):
+                raise ValueError("it has too few numbers for so many filters")
+
+
 def describe_weights(path: Path, content: object, palette: np.ndarray | None, architecture: dict) -> Checkpoint:
     """Return the bare state dict in a file's content as a Checkpoint; its shapes tell what was not given."""
     weights = find_weights(content)
@@ -126,7 +133,7 @@ def describe_weights(path: Path, content: object, palette: np.ndarray | None, ar
     if palette is not None and len(last) == 4 and last[0] != len(palette):
         raise UserError(f"{path}: a network for {last[0]} colors, but --colors has {len(palette)}; name its palette")
     told = {"num_filters": first[0], "kernel": first[2]} if len(first) == 4 else {}
-    return Checkpoint(**DEFAULTS | told | architecture, palette=palette, state_dict=weights)
+    return Checkpoint(**DEFAULTS | told | architecture, palette=palette, state_dict=convert_weights(weights))
 
 
 def find_weights(content: object) -> dict[str, Tensor]:
@@ -151,7 +158,7 @@ def parse_checkpoint(content: dict) -> Checkpoint:
     Raises KeyError if an entry is missing, ValueError if one is invalid, and AttributeError if one has another type.
     """
     if content["format"] == OLD_FORMAT:
-        content["metrics"] = content["figures"]
+        content |= {"metrics": content["figures"], "state_dict": convert_weights(content["state_dict"])}
     if content["palette"] is not None:
         content["palette"] = check_palette(content["palette"].numpy())
     content.setdefault("working_size", WORKING_SIZE)  # earlier checkpoints do not have it
@@ -179,7 +186,7 @@ def check_palette(palette: np.ndarray) -> np.ndarray:
 
 
 def convert_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict, ours or the handout's, with the names of our networks. Raises ValueError.
+    """Return a state dict of the handout's, or of checkpoint format 1, with the names of our networks.
 
     The handout's decoder upsamples before batch norm, so batch norm is layer 2 of its stages, not layer 1.
     """
@@ -187,20 +194,18 @@ def convert_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     counters = [name.replace("running_var", "num_batches_tracked") for name in state_dict if "running_var" in name]
     for name in counters:  # the handout's files are older than these
         state_dict.setdefault(name, torch.tensor(0))
-    for name, value in state_dict.items():
-        if value.untyped_storage().nbytes() < value.nbytes:
-            raise ValueError(f"{name} claims to be larger than it is")
-    check_values(state_dict)
     return state_dict
 
 
 def check_values(state_dict: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if a value is not finite as float32, or is a negative variance or number of steps."""
+    """Raise ValueError if a value is not finite as float32, negative where it cannot be, or claims more than it has."""
     for name, value in state_dict.items():
+        if value.untyped_storage().nbytes() < value.nbytes:
+            raise ValueError(f"{name} claims to be larger than it is")
         nonnegative = any(part in name for part in ("running_var", "exp_avg_sq", "steps"))
         if not value.float().isfinite().all() or (nonnegative and (value < 0).any()):
-            reason = "its training diverged, or half precision is too small for it"
-            raise ValueError(f"{name} is not finite, or a negative variance: {reason}")
+            reason = "the training diverged, or half precision is too small for it"
+            raise ValueError(f"{name} is not finite, or negative: {reason}")
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -211,9 +216,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def file_name(model: str, kernel: int, num_filters: int) -> str:
-    """Return the default file name of such a network's checkpoint."""
-    _, stem = NETWORKS[model]
-    return f"{stem}_k{kernel}_f{num_filters}.pkl"
+    """Return the default file name of such a network's checkpoint, such as deep_unet_k3_f32.pkl of a DeepUNet."""
+    return f"{file_stem(model)}_k{kernel}_f{num_filters}.pkl"
+
+
+def file_stem(model: str) -> str:
+    """Return the first part of the names of a network's files."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", model).lower()
 
 
 def pretrained_path(photographs: bool = False, **architecture: Any) -> Path:

@@ -64,7 +64,7 @@ class Parser(ArgumentParser):
 
 def network_name(word: str) -> str:
     """Return the key of NETWORKS that is meant, also by another case or by its class's name; else the word itself."""
-    names = {alias.lower(): name for name, (network, _) in NETWORKS.items() for alias in (name, network.__name__)}
+    names = {alias.lower(): name for name, network in NETWORKS.items() for alias in (name, network.__name__)}
     return names.get(word.lower(), word)
 
 
@@ -97,7 +97,9 @@ def add_action_flags(parser: ArgumentParser, default: str = "train") -> Any:
     """Add the flags that choose an action other than the default one; return their group."""
     group = parser.add_argument_group(f"action (default: {default})")
     group.add_argument("--valid", action="store_true", help="evaluate a checkpoint and draw samples; no training")
-    group.add_argument("--resume", action="store_true", help="continue an interrupted run: repeat its command with it")
+    group.add_argument(
+        "--resume", action="store_true", help="continue an interrupted run: rerun its command with this flag"
+    )
     text = "start training from this checkpoint: its weights and, if it has one, its palette"
     group.add_argument("--start-from", type=Path, metavar="FILE", help=text)
     return group
@@ -133,7 +135,7 @@ def add_output_flags(parser: ArgumentParser) -> Any:
     group = parser.add_argument_group("output")
     text = "folder for the output files"
     group.add_argument("--out-dir", type=Path, default=Path("outputs"), metavar="DIR", help=text)
-    text = "cpu, cuda or cuda:N (default: cuda if available)"
+    text = "cpu, cuda, cuda:N or mps (default: cuda if available)"
     parser.add_argument_group("device").add_argument("--device", metavar="NAME", help=text)
     return group
 
