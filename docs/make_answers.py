@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.patches import Rectangle
-from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -466,18 +465,23 @@ def zeros(source):
 
 
 def activation_sheets(source):
-    """Draw the eight most varied feature maps of three stages of CNN and UNet, for two test images."""
+    """Draw the eight most varied feature maps of three stages of CNN and UNet, with their numbers and ranges."""
     for number in (3, 7):
-        image, rows = source.validation_images()[number, None], {}
-        picture = interpolate(to_rgb(image), 64)[0]  # nearest, as for the maps
-        for model in ("CNN", "UNet"):
-            outputs = stage_outputs(load_network(pretrained_path(model=model))[0], to_gray(image))
-            for stage in ("downconv1", "rfconv", "upconv2"):
-                (maps,) = outputs[stage]  # (C, H, W)
-                chosen = maps[maps.std((1, 2)).topk(8).indices.sort().values]
-                least, most = chosen.amin((1, 2), keepdim=True), chosen.amax((1, 2), keepdim=True)
-                rows[f"{model}, {stage}"] = [*interpolate(((chosen - least) / (most - least))[:, None], 64), picture]
-        save_image_grid(PICTURES / f"activations_{number}.png", f"Test image {number} (right)", rows)
+        image = source.validation_images()[number, None]
+        figure = new_figure(figsize=(9, 8.2), layout="constrained")
+        axes = figure.subplots(6, 9)
+        for ax in axes.flat:
+            ax.axis("off")
+        axes[0, 0].imshow(to_rgb(image)[0].permute(1, 2, 0))
+        stages = itertools.product(("CNN", "UNet"), ("downconv1", "rfconv", "upconv2"))
+        for row, (model, stage) in zip(axes, stages):
+            (maps,) = stage_outputs(load_network(pretrained_path(model=model))[0], to_gray(image))[stage]  # (C, H, W)
+            row[0].set_title(f"{model}, {stage}", fontsize=6)
+            for ax, channel in zip(row[1:], maps.std((1, 2)).topk(8).indices.sort().values):
+                values = maps[channel]
+                ax.imshow(values, cmap="viridis", interpolation="nearest")
+                ax.set_title(f"{channel}: {values.min():.1f} … {values.max():.1f}", fontsize=6)
+        save(figure, PICTURES / f"activations_{number}.png")
 
 
 def dilation_on_photographs(folder, size=128, epochs=8, seeds=(0, 1)):
