@@ -294,7 +294,9 @@ def palette_for(colors: str, source: ImageSource, seed: int = 0) -> np.ndarray:
 
 def main(argv: list[str]) -> None:
     parser = Parser("Fit a palette to all training pixels by k-means.")
-    add_number(parser, "-c", "--colors", "--colours", default=COLORS, low=2, high=256, help="number of colors")
+    add_number(
+        parser, "-c", "--colors", "--colours", default=COLORS, low=2, high=256, help="number of colors", metavar="K"
+    )
     add_number(parser, "-s", "--seed", default=0, low=0, high=2**32 - 1, help="seed of k-means")
     text = "cluster by chroma only, ignoring the gray"
     parser.add_argument("--chroma", action="store_true", help=text)

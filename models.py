@@ -8,6 +8,7 @@ All take gray images (N, 1, H, W) in [0, 1) and return maps of the same size. Th
 import argparse
 import copy
 import math
+import signal
 import sys
 
 import torch
@@ -281,4 +282,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when the reader of our output, such as head, does
     main(sys.argv[1:])

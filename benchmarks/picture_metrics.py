@@ -6,9 +6,9 @@ python benchmarks/picture_metrics.py --checkpoint FILE --holdout 500       a net
 `--json FILE` writes the metrics of every image. Takes some seconds per thousand images.
 """
 
-import argparse
 import json
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,16 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import ImageSource
+from data import ImageSource, palette_for
 from models import NETWORKS
 from pictures.decoding import TEMPERATURE, apply_chroma
 from pictures.metrics import colorfulness
+from sources.cifar10 import CLASSES
 from training.evaluation import evaluate_pictures
+from utils import flags
 from utils.checkpoint import load_network, pretrained_path
 from utils.console import print_table, run_script
-from utils.files import atomic_write
+from utils.files import atomic_write, check_targets
 
 NAMES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "ciede2000": "CIEDE2000", "colorfulness": "colorfulness"}
 NAMES |= {"auc": "AuC", "balanced_auc": "balanced AuC"}
@@ -101,20 +103,26 @@ def compared_panels(panels, source):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=NETWORKS)
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE")
-    parser.add_argument("--data", default="cifar10", metavar="NAME|PATH")
-    parser.add_argument("--holdout", type=int, default=0, metavar="N")
-    parser.add_argument("--temperature", type=float, default=TEMPERATURE, metavar="T")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser = flags.Parser(__doc__)
+    flags.add_network_flags(parser, "file of the network (default: the shipped weights)", NETWORKS)
+    group = flags.add_image_flags(parser, asdict(ImageSource()), CLASSES)
+    text = "measure on N images of each class that training with this flag has left out"
+    flags.add_number(group, "--holdout", default=0, low=0, high=10**6, help=text)
+    text = "of the softmax in annealed-mean decoding"
+    flags.add_number(
+        parser, "--temperature", default=TEMPERATURE, low=0.01, high=100, kind=float, help=text, metavar="T"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the metrics of every image")
     args = parser.parse_args(argv)
 
-    architecture = {"model": args.model} if args.model else {}
-    net, checkpoint = load_network(args.checkpoint or pretrained_path(**architecture), **architecture)
-    source = ImageSource(args.data, holdout=args.holdout, working_size=checkpoint.working_size)
+    source, architecture = ImageSource(args.data, args.category, args.holdout), flags.architecture_of(args)
+    palette = palette_for(args.colors, source) if args.colors else None
+    path = args.checkpoint or pretrained_path(photographs=source.is_album, **architecture)
+    net, checkpoint = load_network(path, palette, **architecture)
+    source = replace(source, working_size=checkpoint.working_size, crop_size=net.training_size)
+    check_targets([args.json] if args.json else [], [path, source.path])
     dataset = source.validation_set(checkpoint.palette, torch.device("cpu"))
-    metrics, panels = evaluate_pictures(net, dataset, args.temperature)
+    metrics, panels = evaluate_pictures(net, dataset, args.temperature or TEMPERATURE)
     measured = measure(*compared_panels(panels, source))
     means = {label: [row[name]["mean"] for name in NAMES] for label, row in measured.items()}
     rows = [[label, *("" if mean is None else f"{mean:#.4g}" for mean in row)] for label, row in means.items()]

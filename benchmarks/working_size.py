@@ -37,7 +37,8 @@ DRAWN, COLUMNS, THUMBNAIL = 8, 4, 320
 
 
 def shrink(image, longer_side=LONGER_SIDE):
-    """Scale an image down in place, and return it."""
+    """Return an image in RGB, scaled down."""
+    image = image.convert("RGB")
     image.thumbnail((longer_side, longer_side), Image.Resampling.LANCZOS)
     return image
 

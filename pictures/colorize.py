@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -61,8 +62,14 @@ def colorize(
     `network` is what load_network() returns, by default the shipped network for photographs. `saturation`
     multiplies the colors: 0 leaves the image gray, 1 is what the network predicts.
     """
-    net, checkpoint = network or photograph_network()
-    image = to_srgb(image)  # which returns what it has converted before as it is
+    return colorize_srgb(to_srgb(image), network or photograph_network(), saturation, temperature)
+
+
+def colorize_srgb(
+    image: Image.Image, network: tuple[Network, Checkpoint], saturation: float, temperature: float
+) -> Image.Image:
+    """Return a colored copy of an image as to_srgb() returns it. The other arguments are colorize()'s."""
+    net, checkpoint = network
     chroma, gray = predict_chroma(net, checkpoint.palette, image, checkpoint.working_size, temperature)
     colored = colorize_full_size(saturation * chroma, gray, image)
     if image.mode == "RGBA":
@@ -149,6 +156,7 @@ def kept_metadata(info: dict, image_format: str, mark: str) -> dict:
             text.add_itxt(key, value)
     xmp, comment = info.get("xmp") or info.get("XML:com.adobe.xmp") or b"", info.get("comment") or b""
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
+    xmp = re.sub(rb'(tiff:Orientation(="|>)\s*)\d', rb"\g<1>1", xmp)  # the image has been turned
     for key, name, value in (("xmp", "XML:com.adobe.xmp", xmp), ("comment", "Comment", comment)):
         if isinstance(value, bytes) and 0 < len(value) < METADATA:
             kept[key] = value
@@ -180,18 +188,26 @@ def mark_of(path: Path) -> str:
     return ""
 
 
+def numbered(path: Path) -> Iterator[Path]:
+    """Return a path, and then the same with numbers from 2 at the end of its name."""
+    return itertools.chain([path], (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2)))
+
+
 def result_path(folder: Path, source: Path, as_jpeg: bool, mark: str) -> tuple[Path, bool]:
     """Return where the colored image of a source goes, numbered if that name is taken; and whether it is there already.
 
     It is if a file there has the same mark, which says what it was made from.
     """
-    number, path = 1, folder / f"{source.stem}_colored.{'jpg' if as_jpeg else 'png'}"
-    while os.path.lexists(path):
-        if mark_of(path) == mark:
-            return path, True
-        number += 1
-        path = folder / f"{source.stem}_colored_{number}{path.suffix}"
-    return path, False
+    paths = numbered(folder / f"{source.stem}_colored.{'jpg' if as_jpeg else 'png'}")
+    path = next(path for path in paths if not os.path.lexists(path) or mark_of(path) == mark)
+    return path, os.path.lexists(path)
+
+
+def thumbnail(image: Image.Image) -> Tensor:
+    """Return a small copy of an image as a tensor (3, h, w) in 0..1."""
+    image = image.convert("RGB")  # a copy, without the transparency, which would darken what is resized
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return to_rgb(to_tensor(image))[0]
 
 
 def list_sources(paths: list[Path], folder: Path) -> list[tuple[Path, Path]]:
@@ -226,7 +242,7 @@ def colorize_file(
     path, is_there = result_path(folder, file, as_jpeg, mark)
     if is_there:
         return None
-    colored = colorize(image, network, *settings)
+    colored = colorize_srgb(image, network, *settings)
     check_writable(path)
     image_format, quality = ("JPEG", {"quality": 93}) if as_jpeg else ("PNG", {"compress_level": 1})
     with atomic_write(path) as result:
@@ -262,9 +278,7 @@ def colorize_files(
             continue
         left += both is None
         if both and len(pairs) < SHEET:
-            for image in both:
-                image.thumbnail((THUMBNAIL, THUMBNAIL))
-            pairs.append([to_rgb(to_tensor(image))[0] for image in both])
+            pairs.append([thumbnail(image) for image in both])
     if pairs:
         save_sheet(folder / "before_and_after.png", pairs)
     count = len(sources) - failed - left
@@ -279,7 +293,6 @@ def save_sheet(path: Path, pairs: list[list[Tensor]]) -> None:
     rows = {"gray": [picture.mean(0, keepdim=True) for picture in before], "after": after}
     if any((picture - picture.mean(0)).abs().max() > 0.03 for picture in before):
         rows = {"before": before} | rows  # not for old photographs, which are gray
-    numbered = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
-    path = next(candidate for candidate in itertools.chain([path], numbered) if not os.path.lexists(candidate))
+    path = next(path for path in numbered(path) if not os.path.lexists(path))
     save_image_grid(path, "before and after", rows)
     print(f"saved {path}")

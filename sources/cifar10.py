@@ -73,17 +73,19 @@ def batches_folder(data_dir: Path) -> Path:
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):  # of several processes, one downloads
-            if not os.path.exists(archive):
-                download(URL, archive, SHA256)
-            if not os.path.isdir(folder):
-                unpack(archive, folder, SHA256)
+            try:
+                data_dir.mkdir(exist_ok=True)  # a process before this one may have failed
+                if not os.path.exists(archive):
+                    download(URL, archive, SHA256)
+                if not os.path.isdir(folder):
+                    unpack(archive, folder, SHA256)
+            finally:
+                with suppress(OSError):  # nothing is left of a failed download
+                    lock.unlink()
+                    if is_new:
+                        data_dir.rmdir()
     except OSError as error:
         raise UserError(f"{data_dir}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with suppress(OSError):  # nothing is left of a failed download
-            lock.unlink()
-            if is_new:
-                data_dir.rmdir()
     return folder
 
 
@@ -117,4 +119,5 @@ def unpack(archive: Path, folder: Path, sha256: str) -> None:
             (Path(part) / FOLDER).mkdir()
             for name, member in zip(names, members):  # extractall() is safe only from Python 3.11.4 on
                 (Path(part) / name).write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
-            os.replace(Path(part) / FOLDER, folder)
+            if not os.path.isdir(folder):  # else another process was first, as where locks have no effect
+                os.replace(Path(part) / FOLDER, folder)

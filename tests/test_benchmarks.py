@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import colorization
 from benchmarks import picture_metrics
 from data import ImageSource
 from pictures.decoding import apply_chroma
@@ -26,6 +27,22 @@ def test_the_metrics_of_every_image_are_written(trained, tmp_path, capsys):
     images = ImageSource().validation_images().float() / 256
     expected = psnr(apply_chroma(mean, images.mean(1, keepdim=True)), images)
     assert written["pictures"]["dataset mean, over the gray"]["psnr"]["mean"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_metrics_are_of_the_crops_that_validation_takes(photo_folder, fails, capsys):
+    """Of the network for photographs, whose crops have 64 pixels."""
+    colorization.main(["--valid", "--data", str(photo_folder)])
+    printed = [line.split(" | ")[1].strip() for line in capsys.readouterr().out.splitlines() if "annealed" in line]
+    picture_metrics.main(["--data", str(photo_folder)])
+    measured = [line.split(" | ")[1].strip() for line in capsys.readouterr().out.splitlines() if "annealed" in line]
+    assert printed and [f"{float(value):.1f}" for value in printed] == [f"{float(value):.1f}" for value in measured]
+
+
+def test_metrics_do_not_replace_the_checkpoint(trained, fails):
+    flags = ["--checkpoint", trained]
+    assert "would replace u.pkl" in fails(picture_metrics.main, *flags, "--json", "u.pkl")
+    assert "--temperature" in fails(picture_metrics.main, *flags, "--temperature", "0")
+    assert "--holdout" in fails(picture_metrics.main, *flags, "--holdout", "-5")
 
 
 def test_no_data_is_one_line(monkeypatch, tmp_path, fails):

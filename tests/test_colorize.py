@@ -232,7 +232,7 @@ def test_a_folder_keeps_its_shape(tmp_path, capsys):
 def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path, monkeypatch):
     for number in range(4):
         Image.new("RGB", (40, 30), (60 * number, 9, 9)).save(tmp_path / f"{number}.png")
-    color, calls = colorize.colorize, []
+    color, calls = colorize.colorize_srgb, []
 
     def stop_at_third(*args):
         calls.append(args)
@@ -240,7 +240,7 @@ def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return color(*args)
 
-    monkeypatch.setattr(colorize, "colorize", stop_at_third)
+    monkeypatch.setattr(colorize, "colorize_srgb", stop_at_third)
     argv = ["--colorize", str(tmp_path), "--out-dir", str(tmp_path / "out")]
     with pytest.raises(KeyboardInterrupt):
         colorization.main(argv)
@@ -328,6 +328,26 @@ def test_an_image_of_any_mode_in_a_notebook(mode):
     as_seen = image if mode in ("P", "PA") else as_seen
     expected = np.asarray(as_seen.convert("RGB")).astype(float).mean(2)
     assert abs(np.asarray(colored.convert("RGB")).astype(float).mean(2) - expected).max() <= 3
+
+
+def test_a_picture_is_turned_once_whatever_names_its_orientation(tmp_path):
+    """Pillow reads it also from XMP, with white space around the number, which it does not remove."""
+    picture = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((56, 40))
+    xmp = b"<x:xmpmeta><rdf:Description><tiff:Orientation>6 </tiff:Orientation></rdf:Description></x:xmpmeta>"
+    picture.save(tmp_path / "a.jpg", xmp=xmp, quality=95)
+    colorization.main(["--colorize", str(tmp_path / "a.jpg"), "--out-dir", str(tmp_path)])
+    expected = np.asarray(picture.rotate(-90, expand=True)).astype(float).mean(2)
+    with Image.open(tmp_path / "a_colored.jpg") as colored:
+        assert abs(np.asarray(colored).astype(float).mean(2) - expected).mean() < 4
+        assert b"<tiff:Orientation>1 </tiff:Orientation>" in colored.info["xmp"]
+        assert ImageOps.exif_transpose(colored).size == (40, 56)
+
+
+def test_transparent_parts_of_a_large_picture_keep_their_color_on_the_sheet():
+    image = Image.new("RGBA", (700, 350), (255, 255, 255, 0))
+    assert colorize.thumbnail(image).shape == (3, 160, 320)
+    assert colorize.thumbnail(image).min() == 255 / 256
+    assert image.mode == "RGBA" and image.size == (700, 350)
 
 
 def test_a_network_of_ones_own_colors_an_image(tmp_path):

@@ -26,7 +26,7 @@ from utils.console import UserError
 from utils.files import PROJECT, atomic_write, check_targets, report_read_errors
 from utils.torch_files import read_torch_file, write_torch_file
 
-STATE_FORMAT = "colorization training state 4"
+STATE_FORMAT = "colorization training state 5"
 EPOCH_METRICS = ("epoch", "train_loss", *(f"valid_{name}" for name in METRICS), "learning_rate", "seconds")
 SUFFIXES = (".csv", ".json", ".state", "_curve.png", "_images.png")  # of a run's files in its output folder
 

@@ -165,6 +165,8 @@ def parse_checkpoint(content: dict) -> Checkpoint:
     checkpoint = Checkpoint(**{field.name: content[field.name] for field in fields(Checkpoint)})
     if not isinstance(checkpoint.model, str) or not isinstance(checkpoint.state_dict, dict):
         raise ValueError("its network has no name or no weights")
+    if checkpoint.model in CLASSIFIERS and not checkpoint.is_classifier:
+        raise ValueError("it lacks its palette")
     return checkpoint
 
 
