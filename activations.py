@@ -5,10 +5,13 @@ python activations.py photo.jpg                                     feature maps
 python activations.py 3 --checkpoint outputs/cnn_k3_f32.pkl         feature maps of a network that you trained
 """
 
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which python -I leaves out
 
 from data import ImageDataset, ImageSource, palette_for, to_gray
 from models import NETWORKS, stage_outputs

@@ -6,9 +6,13 @@ python color_regression.py --data sample -e 3   train it on two photographs, off
 """
 
 import argparse
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which python -I leaves out
 
 from data import ImageSource, to_gray, to_rgb
 from sources.cifar10 import CLASSES

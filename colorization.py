@@ -7,8 +7,11 @@ python colorization.py --colorize photo.jpg     color your own photographs
 """
 
 import argparse
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which python -I leaves out
 
 from data import ImageSource, palette_file, palette_for
 from models import CLASSIFIERS, Network

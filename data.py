@@ -9,12 +9,15 @@ gray is the mean of R, G and B; a pixel's label is its nearest palette color in 
 import hashlib
 import io
 import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which python -I leaves out
 
 from sources.cifar10 import CLASSES, FOLDER, SIZE, contains_cifar10, load_cifar10
 from sources.image_files import GAMMAS, folder_photographs, random_crops, sample_photographs

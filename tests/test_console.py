@@ -52,6 +52,14 @@ def test_a_closed_pipe_ends_a_script_quietly():
     assert process.returncode == 141
 
 
+@pytest.mark.parametrize("script", ["colorization", "color_regression", "activations", "data", "models"])
+def test_scripts_run_in_isolated_mode(script, tmp_path):
+    """In which Python does not look for modules beside them."""
+    command = [sys.executable, "-I", PROJECT / f"{script}.py", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {script}.py")
+
+
 @pytest.mark.parametrize(
     ("stop", "said"), [(KeyboardInterrupt(), "stopped by Ctrl-C"), (KeyboardInterrupt("epoch 3"), "epoch 3")]
 )
