@@ -30,7 +30,7 @@ from pictures.plots import save_image_grid
 from sources.image_files import list_image_files, read_image, to_srgb, to_tensor
 from utils.checkpoint import Checkpoint, load_network, pretrained_path
 from utils.console import UserError
-from utils.files import atomic_write, check_writable
+from utils.files import atomic_write, check_writable, report_read_errors
 
 PHOTOGRAPH_TEMPERATURE = 1.0  # the mean over several copies of a photograph needs no sharpening
 PHOTOGRAPH_GAIN = 1.2  # more than for small pictures: that mean, and enlarging, take some of the color
@@ -193,14 +193,9 @@ def numbered(path: Path) -> Iterator[Path]:
     return itertools.chain([path], (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2)))
 
 
-def result_path(folder: Path, source: Path, as_jpeg: bool, mark: str) -> tuple[Path, bool]:
-    """Return where the colored image of a source goes, numbered if that name is taken; and whether it is there already.
-
-    It is if a file there has the same mark, which says what it was made from.
-    """
-    paths = numbered(folder / f"{source.stem}_colored.{'jpg' if as_jpeg else 'png'}")
-    path = next(path for path in paths if not os.path.lexists(path) or mark_of(path) == mark)
-    return path, os.path.lexists(path)
+def free_path(path: Path) -> Path:
+    """Return the first of numbered() that is not taken."""
+    return next(candidate for candidate in numbered(path) if not os.path.lexists(candidate))
 
 
 def thumbnail(image: Image.Image) -> Tensor:
@@ -235,14 +230,16 @@ def colorize_file(
 
     The mark is completed with a checksum of the file. Raises UserError.
     """
-    image = read_image(file)
-    with open(file, "rb") as content:
+    with report_read_errors(file, "picture", "check its name"), open(file, "rb") as content:
         mark += f" {hashlib.file_digest(content, 'md5').hexdigest()}"
-    as_jpeg = file.suffix.lower() in (".jpg", ".jpeg") and image.mode == "RGB" and max(image.size) <= JPEG_SIDE
-    path, is_there = result_path(folder, file, as_jpeg, mark)
-    if is_there:
-        return None
+    jpeg_path, png_path = (folder / f"{file.stem}_colored{ending}" for ending in (".jpg", ".png"))
+    for path in (jpeg_path, png_path):
+        if any(mark_of(result) == mark for result in itertools.takewhile(os.path.lexists, numbered(path))):
+            return None
+    image = read_image(file)
     colored = colorize_srgb(image, network, *settings)
+    as_jpeg = file.suffix.lower() in (".jpg", ".jpeg") and image.mode == "RGB" and max(image.size) <= JPEG_SIDE
+    path = free_path(jpeg_path if as_jpeg else png_path)
     check_writable(path)
     image_format, quality = ("JPEG", {"quality": 93}) if as_jpeg else ("PNG", {"compress_level": 1})
     with atomic_write(path) as result:
@@ -293,6 +290,6 @@ def save_sheet(path: Path, pairs: list[list[Tensor]]) -> None:
     rows = {"gray": [picture.mean(0, keepdim=True) for picture in before], "after": after}
     if any((picture - picture.mean(0)).abs().max() > 0.03 for picture in before):
         rows = {"before": before} | rows  # not for old photographs, which are gray
-    path = next(path for path in numbered(path) if not os.path.lexists(path))
+    path = free_path(path)
     save_image_grid(path, "before and after", rows)
     print(f"saved {path}")

@@ -247,6 +247,9 @@ def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0_colored.png", "1_colored.png"]
     colorization.main(argv)
     assert len(calls) == 5  # the third and the fourth
+    with monkeypatch.context() as patched:
+        patched.setattr(colorize, "read_image", lambda path: pytest.fail("decoded again"))
+        colorization.main(argv)
     colorization.main([*argv, "--saturation", "0.5"])  # another result, beside the first
     assert len(calls) == 9 and (tmp_path / "out" / "0_colored_2.png").exists()
 
