@@ -71,6 +71,22 @@ def test_old_files_whose_tensors_are_larger_than_the_file(tmp_path):
     assert "claim to be larger than the file" in str(caught.value.__cause__)
 
 
+def test_old_files_that_claim_a_little_too_much(tmp_path):
+    stream = io.BytesIO()
+    torch.save({"a": torch.ones(2)}, stream, _use_new_zipfile_serialization=False)
+    whole = stream.getvalue()
+    size = b"K\x02N"  # of the storage, in the tuple that describes it
+    assert whole.count(size) == 1
+    for claimed, match in ((len(whole) + 2, "claim to be larger than the file"), (len(whole) + 1, "")):
+        (tmp_path / "a.pkl").write_bytes(whole.replace(size, b"M" + struct.pack("<H", claimed) + b"N"))
+        with open(tmp_path / "a.pkl", "rb") as file:
+            if match:
+                with pytest.raises(ValueError, match=match):
+                    torch_files.check_torch_file(file)
+            else:
+                assert torch_files.check_torch_file(file)  # PyTorch itself says that storages are cut short
+
+
 def test_two_storages_whose_names_differ_in_case_are_refused(tmp_path):
     """PyTorch would read one part for each."""
     torch.save({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "a.pkl")
