@@ -87,6 +87,27 @@ def test_old_files_that_claim_a_little_too_much(tmp_path):
                 assert torch_files.check_torch_file(file)  # PyTorch itself says that storages are cut short
 
 
+def test_compressed_files_are_refused(tmp_path):
+    """If they would grow at all; torch.save does not compress."""
+    torch.save({"a": torch.zeros(4000)}, tmp_path / "a.pkl")
+    with zipfile.ZipFile(tmp_path / "a.pkl") as source, zipfile.ZipFile(tmp_path / "b.pkl", "w") as target:
+        for entry in source.infolist():
+            how = zipfile.ZIP_DEFLATED if entry.file_size == 16_000 else zipfile.ZIP_STORED
+            target.writestr(entry.filename, source.read(entry), how)
+    assert torch.equal(torch.load(tmp_path / "b.pkl", weights_only=True)["a"], torch.zeros(4000))
+    with pytest.raises(UserError, match="its parts claim to be larger than the file"):
+        torch_files.read_torch_file(tmp_path / "b.pkl", "file", "advice")
+
+
+def test_pytorch_is_asked_for_weights_only(tmp_path, monkeypatch):
+    """Whatever was checked before."""
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pkl")
+    asked = []
+    monkeypatch.setattr(torch, "load", lambda file, **settings: asked.append(settings))
+    torch_files.read_torch_file(tmp_path / "a.pkl", "file", "advice")
+    assert asked == [{"map_location": "cpu", "weights_only": True}]
+
+
 def test_two_storages_whose_names_differ_in_case_are_refused(tmp_path):
     """PyTorch would read one part for each."""
     torch.save({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "a.pkl")
