@@ -26,3 +26,14 @@ def test_an_array_that_is_stored_by_columns_is_refused():
     assert unpickling.unpickle(io.BytesIO(content))[b"data"].array.shape == (2, 3072)
     with pytest.raises(ValueError, match="Fortran-ordered"):
         unpickling.unpickle(io.BytesIO(content.replace(b"tb\x89T", b"tb\x88T")))
+
+
+@pytest.mark.parametrize("order", ["<", "|", ">", "="])
+def test_numbers_in_the_wrong_byte_order_are_refused(order):
+    dtype = unpickling.PickledDtype("f8", 0, 1)
+    for word in (order, order.encode()):
+        if order in "<|":
+            dtype.__setstate__((3, word, None, None, None, -1, -1, 0))
+        else:
+            with pytest.raises(ValueError, match="big-endian"):
+                dtype.__setstate__((3, word, None, None, None, -1, -1, 0))
