@@ -62,9 +62,13 @@ def hostile_checkpoints(folder):
     for _ in range(45):
         deep = [deep, deep]  # takes 2^45 steps to print
     torch.save(content | {"kernel": deep}, folder / "deep.pkl")
+    torch.save(content | {"data": deep}, folder / "deep_name.pkl")
     palette = torch.zeros((), dtype=torch.float64).expand(1 << 30, 3)
     torch.save(content | {"palette": palette}, folder / "palette.pkl")
-    return [folder / f"{name}.pkl" for name in ("deflated", "hidden", "deep", "many_filters", "expanded", "palette")]
+    return [
+        folder / f"{name}.pkl"
+        for name in ("deflated", "hidden", "deep", "deep_name", "many_filters", "expanded", "palette")
+    ]
 
 
 def hostile_files(folder):
