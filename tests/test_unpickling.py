@@ -37,3 +37,10 @@ def test_numbers_in_the_wrong_byte_order_are_refused(order):
         else:
             with pytest.raises(ValueError, match="big-endian"):
                 dtype.__setstate__((3, word, None, None, None, -1, -1, 0))
+
+
+def test_a_negative_size_does_not_make_up_for_a_large_one():
+    reader = unpickling.RestrictedUnpickler(io.BytesIO())
+    for key, size in (("0", 1 << 40), ("1", -(1 << 40))):
+        assert reader.persistent_load(("storage", None, key, "cpu", size, None)) is None
+    assert reader.sizes == {0: 1 << 40, 1: 0}
