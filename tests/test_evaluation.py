@@ -11,7 +11,7 @@ import colorization
 from data import ImageDataset, ImageSource, to_rgb
 from models import create_model, predict
 from training import evaluation
-from training.evaluation import accuracy, batch_metrics, cross_entropy, evaluate, run_validation
+from training.evaluation import accuracy, batch_metrics, cross_entropy, evaluate, format_metrics, run_validation
 from utils.checkpoint import new_network
 
 
@@ -30,6 +30,11 @@ def test_squared_error_by_hand():
     targets = ImageDataset(images, None, CPU).targets(images)
     metrics = batch_metrics(torch.full((1, 3, 1, 1), 0.25), targets)
     assert metrics.tolist() == pytest.approx([(0.25**2 + 0 + 0.25**2) / 3], abs=1e-7)
+
+
+def test_metrics_are_printed_to_five_decimals():
+    assert format_metrics(1.234567, 0.98765) == "validation loss 1.23457, accuracy 98.77%"
+    assert format_metrics(0.0012345) == "validation mean squared error 0.001235 (RGB in [0, 1))"
 
 
 def test_validation_is_exact_for_any_batch_size():

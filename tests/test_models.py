@@ -159,6 +159,14 @@ class OnceHalved(Network):
         return self.finalconv(self.upconv1(self.drop(self.downconv1(x))))
 
 
+@pytest.mark.parametrize("model", models.NETWORKS)
+@pytest.mark.parametrize("kernel", [1, 5])
+def test_all_filters_have_the_size_that_was_asked_for(model, kernel):
+    weights = [value for value in create_model(model, kernel, 2, 5).parameters() if value.ndim == 4]
+    assert len(weights) == (10 if model == "DeepUNet" else 6)
+    assert all(weight.shape[2:] == (kernel, kernel) for weight in weights)
+
+
 def test_any_network_can_be_loaded_and_described(tmp_path, monkeypatch):
     monkeypatch.setitem(models.NETWORKS, "Flat", OnceHalved)
     monkeypatch.setattr(models, "CLASSIFIERS", [*models.CLASSIFIERS, "Flat"])
