@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # which python -I leaves out
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # which python -I leaves out
 
 from sources.cifar10 import CLASSES, FOLDER, SIZE, contains_cifar10, load_cifar10
 from sources.image_files import GAMMAS, folder_photographs, random_crops, sample_photographs

@@ -19,7 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import ImageSource, palette_for
+from data import ImageSource, palette_file, palette_for
 from models import NETWORKS
 from pictures.decoding import TEMPERATURE, apply_chroma
 from pictures.metrics import colorfulness
@@ -118,9 +118,9 @@ def main(argv):
     source, architecture = ImageSource(args.data, args.category, args.holdout), flags.architecture_of(args)
     palette = palette_for(args.colors, source) if args.colors else None
     path = args.checkpoint or pretrained_path(photographs=source.is_album, **architecture)
+    check_targets([args.json] if args.json else [], [path, source.path, palette_file(args.colors, source)])
     net, checkpoint = load_network(path, palette, **architecture)
     source = replace(source, working_size=checkpoint.working_size, crop_size=net.training_size)
-    check_targets([args.json] if args.json else [], [path, source.path])
     dataset = source.validation_set(checkpoint.palette, torch.device("cpu"))
     metrics, panels = evaluate_pictures(net, dataset, args.temperature or TEMPERATURE)
     measured = measure(*compared_panels(panels, source))

@@ -43,6 +43,7 @@ THUMBNAIL = 320  # longer side of each of them, in pixels
 JPEG_SIDE = 65_500  # pixels, the most that a JPEG can have
 METADATA = 60_000  # bytes of each kind of metadata that a JPEG can have
 PROCESSING_SOFTWARE = 11  # the EXIF tag in which a result records what it was made from
+SCRIPT = "colorization.py"  # begins the mark of a result
 
 
 @lru_cache
@@ -156,7 +157,7 @@ def kept_metadata(info: dict, image_format: str, mark: str) -> dict:
             text.add_itxt(key, value)
     xmp, comment = info.get("xmp") or info.get("XML:com.adobe.xmp") or b"", info.get("comment") or b""
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
-    xmp = re.sub(rb'(tiff:Orientation(="|>)\s*)\d', rb"\g<1>1", xmp)  # the image has been turned
+    xmp = re.sub(rb"""(tiff:Orientation(\s*=\s*["']|>)\s*)\d""", rb"\g<1>1", xmp)  # the image has been turned
     for key, name, value in (("xmp", "XML:com.adobe.xmp", xmp), ("comment", "Comment", comment)):
         if isinstance(value, bytes) and 0 < len(value) < METADATA:
             kept[key] = value
@@ -184,7 +185,8 @@ def mark_of(path: Path) -> str:
     with contextlib.suppress(Exception):  # it may be anything
         if path.is_file():
             with Image.open(path) as result:
-                return str(result.getexif().get(PROCESSING_SOFTWARE, ""))
+                mark = str(result.getexif().get(PROCESSING_SOFTWARE, ""))
+                return mark if mark.startswith(SCRIPT) else ""
     return ""
 
 
@@ -232,18 +234,24 @@ def colorize_file(
     """
     with report_read_errors(file, "picture", "check its name"), open(file, "rb") as content:
         mark += f" {hashlib.file_digest(content, 'md5').hexdigest()}"
-    jpeg_path, png_path = (folder / f"{file.stem}_colored{ending}" for ending in (".jpg", ".png"))
-    for path in (jpeg_path, png_path):
-        if any(mark_of(result) == mark for result in itertools.takewhile(os.path.lexists, numbered(path))):
-            return None
+    endings = [".jpg", ".png"] if file.suffix.lower() in (".jpg", ".jpeg") else [".png"]
+    paths = [folder / f"{file.stem}_colored{ending}" for ending in endings]
+    earlier = (itertools.takewhile(os.path.lexists, numbered(path)) for path in paths)
+    if mark in map(mark_of, itertools.chain(*earlier)):
+        return None
     image = read_image(file)
     colored = colorize_srgb(image, network, *settings)
-    as_jpeg = file.suffix.lower() in (".jpg", ".jpeg") and image.mode == "RGB" and max(image.size) <= JPEG_SIDE
-    path = free_path(jpeg_path if as_jpeg else png_path)
-    check_writable(path)
+    as_jpeg = len(paths) == 2 and image.mode == "RGB" and max(image.size) <= JPEG_SIDE
     image_format, quality = ("JPEG", {"quality": 93}) if as_jpeg else ("PNG", {"compress_level": 1})
-    with atomic_write(path) as result:
-        colored.save(result, image_format, **quality, **kept_metadata(image.info, image_format, mark))
+    for path in numbered(paths[0] if as_jpeg else paths[-1]):
+        with contextlib.suppress(FileExistsError):  # another process may have written it in the meantime
+            if not os.path.lexists(path):
+                check_writable(path)
+                with atomic_write(path, may_replace=False) as result:
+                    colored.save(result, image_format, **quality, **kept_metadata(image.info, image_format, mark))
+                break
+        if mark_of(path) == mark:
+            return None
     with contextlib.suppress(OSError):  # some file systems keep no dates
         os.utime(path, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))  # those of its source
     tqdm.write(f"saved {path}" + ("" if path.stem == f"{file.stem}_colored" else f", from {file}"))
@@ -263,7 +271,7 @@ def colorize_files(
     reported and skipped; a UserError at the end says how many.
     """
     sources = list_sources(paths, folder)
-    mark = f"colorization.py {fingerprint(network[1])} {saturation:g} {temperature:g}"
+    mark = f"{SCRIPT} {fingerprint(network[1])} {saturation:g} {temperature:g}"
     pairs: list[list[Tensor]] = []
     failed = left = 0
     for file, target in tqdm(sources, unit="image", leave=False, disable=None):

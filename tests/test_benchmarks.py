@@ -29,7 +29,7 @@ def test_the_metrics_of_every_image_are_written(trained, tmp_path, capsys):
     assert written["pictures"]["dataset mean, over the gray"]["psnr"]["mean"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_metrics_are_of_the_crops_that_validation_takes(photo_folder, fails, capsys):
+def test_metrics_are_of_the_crops_that_validation_takes(photo_folder, capsys):
     """Of the network for photographs, whose crops have 64 pixels."""
     colorization.main(["--valid", "--data", str(photo_folder)])
     printed = [line.split(" | ")[1].strip() for line in capsys.readouterr().out.splitlines() if "annealed" in line]
@@ -41,6 +41,8 @@ def test_metrics_are_of_the_crops_that_validation_takes(photo_folder, fails, cap
 def test_metrics_do_not_replace_the_checkpoint(trained, fails):
     flags = ["--checkpoint", trained]
     assert "would replace u.pkl" in fails(picture_metrics.main, *flags, "--json", "u.pkl")
+    palette = ["--model", "UNet", "--colors", "palette.npy"]
+    assert "would replace palette.npy" in fails(picture_metrics.main, *palette, "--json", "palette.npy")
     assert "--temperature" in fails(picture_metrics.main, *flags, "--temperature", "0")
     assert "--holdout" in fails(picture_metrics.main, *flags, "--holdout", "-5")
 

@@ -210,9 +210,14 @@ def test_weights_must_justify_the_memory_that_they_ask_for():
         content = Checkpoint("UNet", kernel, filters, PALETTE, create_model("UNet", 3, 32, 5).state_dict())
         with pytest.raises(ValueError, match="too few numbers for so many filters"):
             check_size(content)
-    with pytest.raises(ValueError, match="weight claims to be larger than it is"):
-        check_values({"weight": torch.zeros(1).expand(1000)})
-    check_values({"weight": torch.zeros(1000)[:10]})
+    shared = torch.zeros(1000)
+    for weights in ({"a": torch.zeros(1).expand(1000)}, {str(number): shared for number in range(2)}):
+        with pytest.raises(ValueError, match="its tensors claim to be larger than they are"):
+            check_values(weights)
+    check_values({"a": shared[:10], "b": shared[10:]})
+    wide = {"a": torch.zeros((2 * 128 * 3) ** 2 + 1000 * 1000)}  # more than enough for one convolution of 256 filters
+    with pytest.raises(ValueError, match="too few numbers for so many filters"):
+        check_size(Checkpoint("DeepUNet", 3, 256, PALETTE, wide | {"b": torch.zeros(2_000_000)}))
 
 
 def test_half_precision_that_overflows_says_what_did(tmp_path):

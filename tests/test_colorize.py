@@ -346,6 +346,41 @@ def test_a_picture_is_turned_once_whatever_names_its_orientation(tmp_path):
         assert ImageOps.exif_transpose(colored).size == (40, 56)
 
 
+def test_another_process_that_writes_the_same_name_is_not_overwritten(tmp_path, monkeypatch):
+    save_image(tmp_path / "a.png")
+    save, written = Image.Image.save, []
+
+    def other_is_first(image, file, *args, **settings):
+        save(image, file, *args, **settings)
+        if not written and hasattr(file, "name") and "_colored" in file.name:
+            written.append((tmp_path / "out" / "a_colored.png").write_bytes(b"of the other"))
+
+    monkeypatch.setattr(Image.Image, "save", other_is_first)
+    colorization.main(["--colorize", str(tmp_path / "a.png"), "--out-dir", str(tmp_path / "out")])
+    assert written and (tmp_path / "out" / "a_colored.png").read_bytes() == b"of the other"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a_colored.png",
+        "a_colored_2.png",
+        "before_and_after.png",
+    ]
+
+
+def test_pictures_that_other_programs_have_marked_are_colored(tmp_path, capsys):
+    """In the tag that results have."""
+    exif = Image.Exif()
+    exif[colorize.PROCESSING_SOFTWARE] = "digiKam-8.1.0"
+    Image.new("RGB", (20, 20), (9, 90, 9)).save(tmp_path / "a.jpg", exif=exif)
+    for said in ("1 image colored\n", "0 images colored; 1 colored before\n"):
+        colorization.main(["--colorize", str(tmp_path), "--out-dir", str(tmp_path)])
+        assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("quoted", [b'="6"', b"='6'", b" = '6'", b">6<", b"> 6 <"])
+def test_the_orientation_in_xmp_is_that_of_the_result(quoted):
+    kept = colorize.kept_metadata({"xmp": b"<a tiff:Orientation" + quoted + b"/>"}, "JPEG", "mark")
+    assert kept["xmp"] == b"<a tiff:Orientation" + quoted.replace(b"6", b"1") + b"/>"
+
+
 def test_transparent_parts_of_a_large_picture_keep_their_color_on_the_sheet():
     image = Image.new("RGBA", (700, 350), (255, 255, 255, 0))
     assert colorize.thumbnail(image).shape == (3, 160, 320)

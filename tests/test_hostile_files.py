@@ -38,7 +38,7 @@ def test_sizes_that_a_checkpoint_claims(tmp_path):
     files = {path.stem: path for path in hostile_checkpoints(tmp_path)}
     with pytest.raises(ValueError, match="claim to be larger than the file"):
         torch_files.check_torch_file(io.BytesIO(files["deflated"].read_bytes()))
-    with pytest.raises(UserError, match=r"downconv1\.0.weight claims to be larger than it is"):
+    with pytest.raises(UserError, match="its tensors claim to be larger than they are"):
         checkpoint.load_network(files["expanded"])
 
 

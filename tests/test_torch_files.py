@@ -87,14 +87,21 @@ def test_old_files_that_claim_a_little_too_much(tmp_path):
                 assert torch_files.check_torch_file(file)  # PyTorch itself says that storages are cut short
 
 
-def test_compressed_files_are_refused(tmp_path):
-    """If they would grow at all; torch.save does not compress."""
+@pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_STORED])
+def test_compressed_files_are_refused(tmp_path, how, monkeypatch):
+    """Also if their directory says that they hardly grow: zipfile unpacks first, and then sees that it is not so."""
     torch.save({"a": torch.zeros(4000)}, tmp_path / "a.pkl")
     with zipfile.ZipFile(tmp_path / "a.pkl") as source, zipfile.ZipFile(tmp_path / "b.pkl", "w") as target:
         for entry in source.infolist():
-            how = zipfile.ZIP_DEFLATED if entry.file_size == 16_000 else zipfile.ZIP_STORED
-            target.writestr(entry.filename, source.read(entry), how)
-    assert torch.equal(torch.load(tmp_path / "b.pkl", weights_only=True)["a"], torch.zeros(4000))
+            content = source.read(entry)
+            target.writestr(entry.filename, content, how if len(content) == 16_000 else zipfile.ZIP_STORED)
+    whole = (tmp_path / "b.pkl").read_bytes()
+    start = whole.index(b"a/data/0", whole.index(b"PK\1\2")) - 46 + 24  # of its size in the directory
+    assert whole[start : start + 4] == struct.pack("<I", 16_000)
+    claimed = len(whole) if how == zipfile.ZIP_STORED else 100
+    whole = whole[:start] + struct.pack("<I", claimed) + whole[start + 4 :]
+    (tmp_path / "b.pkl").write_bytes(whole)
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
     with pytest.raises(UserError, match="its parts claim to be larger than the file"):
         torch_files.read_torch_file(tmp_path / "b.pkl", "file", "advice")
 

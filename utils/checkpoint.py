@@ -116,7 +116,8 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
 def check_size(checkpoint: Checkpoint) -> None:
     """Raise ValueError if the weights do not justify the memory that the network takes, as a few bytes may claim."""
     count = sum(value.numel() for value in checkpoint.state_dict.values())
-    if count < (2 * checkpoint.num_filters * checkpoint.kernel) ** 2:  # of one convolution in the middle
+    usual = (2 * checkpoint.num_filters * checkpoint.kernel) ** 2  # of one convolution in the middle
+    if count < usual or usual > 1_000_000:
         with torch.device("meta"):  # without memory; the first use imports for half a second
             if count < sum(parameter.numel() for parameter in checkpoint.create_model().parameters()):
                 raise ValueError("it has too few numbers for so many filters")
@@ -201,9 +202,10 @@ def convert_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def check_values(state_dict: Mapping[str, Tensor]) -> None:
     """Raise ValueError if a value is not finite as float32, negative where it cannot be, or claims more than it has."""
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state_dict.values()}
+    if sum(storages.values()) < sum(value.nbytes for value in state_dict.values()):
+        raise ValueError("its tensors claim to be larger than they are")
     for name, value in state_dict.items():
-        if value.untyped_storage().nbytes() < value.nbytes:
-            raise ValueError(f"{name} claims to be larger than it is")
         nonnegative = any(part in name for part in ("running_var", "exp_avg_sq", "steps"))
         if not value.float().isfinite().all() or (nonnegative and (value < 0).any()):
             reason = "the training diverged, or half precision is too small for it"

@@ -38,10 +38,11 @@ def report_read_errors(path: str | Path, kind: str, advice: str, most: float = 4
 
 
 @contextmanager
-def atomic_write(path: Path, mode: str = "xb") -> Iterator[IO]:
+def atomic_write(path: Path, mode: str = "xb", may_replace: bool = True) -> Iterator[IO]:
     """Open a temporary file beside `path` that replaces it when the block succeeds; a failure leaves it as it was.
 
-    Missing folders are created. Raises UserError if the file cannot be written.
+    Missing folders are created. Raises UserError if the file cannot be written, FileExistsError if it exists and may
+    not be replaced.
     """
     path = Path(os.path.realpath(path))  # a symbolic link is followed
     temporary = temporary_path(path)
@@ -52,12 +53,26 @@ def atomic_write(path: Path, mode: str = "xb") -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if may_replace or not linked(temporary, path):
+            os.replace(temporary, path)
     except OSError as error:
+        if not may_replace and os.path.lexists(path):
+            raise FileExistsError(path) from error
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with suppress(OSError):  # it exists only after a failure
             temporary.unlink()
+
+
+def linked(source: Path, path: Path) -> bool:
+    """Make `path` another name of a file; return whether the file system can. Raises FileExistsError."""
+    try:
+        os.link(source, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def temporary_path(path: Path) -> Path:

@@ -55,7 +55,8 @@ def check_torch_file(file: IO[bytes]) -> io.BytesIO:
     parts = source.infolist()
     if any("/code/" in part.filename for part in parts):
         raise ValueError(f"it is a traced network; {HOW_TO_SAVE}")
-    if sum(part.file_size for part in parts) > size:  # torch.save does not compress
+    # torch.save does not compress; and of a compressed part, the size may be a lie
+    if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size:
         raise ValueError("its parts claim to be larger than the file")
     with zipfile.ZipFile(stream, "w") as target:  # written again, so that PyTorch reads the parts checked here
         for part in parts:
