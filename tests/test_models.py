@@ -127,6 +127,8 @@ def test_the_multiple_of_a_size_belongs_to_the_network():
         net(torch.rand(1, 1, 12, 12))
     with pytest.raises(ValueError, match="multiples of 4"):
         UNet(3, 2, 5)(torch.rand(1, 1, 10, 12))
+    with pytest.raises(ValueError, match="the image is 0x8"):
+        UNet(3, 2, 5)(torch.rand(1, 1, 0, 8))
 
 
 def test_a_network_is_added_in_one_place(cifar, monkeypatch):
