@@ -110,7 +110,7 @@ def test_the_first_two_blocks_are_one_line_each():
     assert blocks[0].splitlines() == [
         f"{start} requirements.txt && .venv/bin/python colorization.py --data sample -e 3"
     ]
-    assert blocks[1].splitlines() == [f"{start} requirements-dev.txt && .venv/bin/python -m pytest -q"]
+    assert blocks[1].splitlines() == [f"{start} requirements-dev.txt && .venv/bin/python -m pytest -q -n 2"]
 
 
 def anchors(path):
