@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import ImageSource, palette_file, palette_for
 from models import NETWORKS
 from pictures.decoding import TEMPERATURE, apply_chroma
-from pictures.metrics import colorfulness
+from pictures.metrics import colorfulness, psnr
 from sources.cifar10 import CLASSES
 from training.evaluation import evaluate_pictures
 from utils import flags
@@ -61,7 +61,7 @@ def measure(panels, truth):
             "balanced_auc": (weights * nearness).sum((1, 2)) / weights.sum((1, 2)),
         }
         means = {name: values.mean() for name, values in metrics.items()}
-        means["psnr"] = -10 * (pictures - truth).square().mean().log10().item()
+        means["psnr"] = psnr(pictures, truth)
         means["balanced_auc"] = np.average(nearness, weights=weights)
         result[label] = {name: {"mean": finite(means[name]), "per_image": finite(metrics[name])} for name in NAMES}
     return result

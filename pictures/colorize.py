@@ -90,7 +90,8 @@ def predict_chroma(
     The chroma is the colors minus their mean, (1, 3, h, w), averaged over copies of COPY_SCALES times `working_size`
     pixels on the longer side, each also mirrored; (h, w) is the size of the last.
     """
-    predictions, multiple, image = [], net.size_multiple, image.convert("RGB")
+    predictions, multiple = [], net.size_multiple
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which copies, and a photograph may be large
     for scale in COPY_SCALES:
         shrinking = min(1, scale * working_size / max(image.size))
         size = [max(multiple, multiple * round(side * shrinking / multiple)) for side in image.size]
@@ -195,11 +196,6 @@ def numbered(path: Path) -> Iterator[Path]:
     return itertools.chain([path], (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2)))
 
 
-def free_path(path: Path) -> Path:
-    """Return the first of numbered() that is not taken."""
-    return next(candidate for candidate in numbered(path) if not os.path.lexists(candidate))
-
-
 def thumbnail(image: Image.Image) -> Tensor:
     """Return a small copy of an image as a tensor (3, h, w) in 0..1."""
     image = image.convert("RGB")  # a copy, without the transparency, which would darken what is resized
@@ -298,6 +294,6 @@ def save_sheet(path: Path, pairs: list[list[Tensor]]) -> None:
     rows = {"gray": [picture.mean(0, keepdim=True) for picture in before], "after": after}
     if any((picture - picture.mean(0)).abs().max() > 0.03 for picture in before):
         rows = {"before": before} | rows  # not for old photographs, which are gray
-    path = free_path(path)
+    path = next(candidate for candidate in numbered(path) if not os.path.lexists(candidate))
     save_image_grid(path, "before and after", rows)
     print(f"saved {path}")
