@@ -28,7 +28,7 @@ LARGE_IMAGES = threading.Lock()  # one at a time, so that threads do not fill th
 KEPT_BYTES = 2 << 30  # of all of a folder's photographs together
 CROP_SCALES = (0.75, 1.5)  # longer side of the photograph that a crop is taken from, as multiples of the working size
 GAMMAS = (0.67, 1.5)  # of the crops to learn from, which makes them darker or lighter
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF files
+PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # tags of TIFF files
 DESCRIPTIVE = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}  # EXIF tags: what, by whom, when and where
 TRANSPOSED = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), 2))  # by EXIF orientation
 MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
@@ -157,22 +157,26 @@ def convert_profile(image: Image.Image, profile: bytes, name: str) -> Image.Imag
 def to_8_bits(image: Image.Image, tags: Mapping[int, Any], name: str) -> Image.Image:
     """Convert a gray image of more than 8 bits, of signed integers or of floats to 8 bits; return others unchanged.
 
-    Black and white are those of black_and_white(); warns where they are a guess, or the picture is dark. `tags` are
-    those of a TIFF. Raises ValueError if almost all of several values would become one.
+    White is the largest number of 8, 10, 12, 16 or 32 bits, the fewest that all values fit into (one bit less for
+    signed integers); for floats it is 1, or the largest value. Black is 0, or the least negative value. Warns where
+    that is a guess. `tags` are those of a TIFF. Raises ValueError if almost all of several values would become one.
     """
     is_signed = tags.get(SAMPLE_FORMAT, (1,))[0] == 2
     if image.mode[0] not in "IF" and not (image.mode == "L" and is_signed):
         return image
     values = np.asarray(image)
-    if image.mode == "L":
-        values = values.view(np.int8)
-    elif image.mode == "I" and tags and not is_signed:
-        values = values.view(np.uint32)  # Pillow takes them for signed
-    elif image.mode == "F":
+    if image.mode == "F":
         values = np.nan_to_num(values, posinf=values[np.isfinite(values)].max(initial=0), neginf=0)
+    elif image.mode == "L" or (image.mode == "I" and tags and not is_signed):
+        values = values.view(np.int8 if is_signed else np.uint32)  # Pillow takes them for the opposite
     least, most = values.min().item(), values.max().item()
-    black, white, known = black_and_white(image.mode, least, most, tags, is_signed)
-    if not known:
+    if image.mode == "F":
+        black, white, is_sure = min(0, least), max(1, most), most <= 1
+    else:
+        bits = next(bits for bits in (8, 10, 12, 16, 32) if most < 1 << (bits - is_signed)) - is_signed
+        black, white = min(0, least), (1 << bits) - 1
+        is_sure = image.mode == "L" or (bits >= 15 and most > white / 4)
+    if black or not is_sure:
         words = f"{black:g} is taken for black, and {white:g} for white"
         warnings.warn(f"{name}: its values are from {least:g} to {most:g}; {words}")
     values, scale = values.astype(np.float32), 255 / (white - black)
@@ -182,31 +186,10 @@ def to_8_bits(image: Image.Image, tags: Mapping[int, Any], name: str) -> Image.I
     values *= scale
     values -= black * scale
     result = values.round(out=values).astype(np.uint8)
-    if tags.get(PHOTOMETRIC) == 0 and image.mode != "L":  # white is zero, which Pillow applies only to 8 bits
-        result = 255 - result
-    converted = Image.fromarray(result)
+    is_inverted = tags.get(PHOTOMETRIC) == 0 and image.mode != "L"  # white is zero; Pillow inverts only 8 bits
+    converted = Image.fromarray(255 - result if is_inverted else result)
     converted.info = image.info
     return converted
-
-
-def black_and_white(
-    mode: str, least: float, most: float, tags: Mapping[int, Any], is_signed: bool
-) -> tuple[float, float, bool]:
-    """Return the values of black and white of an image with values from `least` to `most`, and whether that is sure.
-
-    White is the largest number of 8, 10, 12, 16 or 32 bits, the fewest that all values fit into (7, 15 or 31 for signed
-    integers), or as many as a TIFF says; for floats it is 1, or the largest value if that is more. Black is 0, or the
-    least negative value.
-    """
-    black = min(0, least)
-    if mode == "F":
-        return black, max(1, most), most <= 1 and not black
-    told = tags.get(BITS_PER_SAMPLE, (16,))[0]
-    is_told = told in (10, 12, 14) or tags.get(PHOTOMETRIC) == 0 or mode == "L"
-    depths = [told - is_signed] if is_told else [7, 15, 31] if is_signed else [8, 10, 12, 16, 32]
-    bits = next(bits for bits in depths if most < 1 << bits)
-    is_bright = bits >= 15 and most >= 1 << (bits - 2)  # at least a quarter of white
-    return black, (1 << bits) - 1, (is_told or is_bright) and not black
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
