@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.picture_metrics import measure
 from data import to_rgb
-from pictures.colorize import colorize_full_size, predict_chroma
+from pictures.colorize import colorize_full_size, predict_chroma, thumbnail
 from pictures.decoding import apply_chroma
 from pictures.plots import save_image_grid
 from sources.image_files import list_image_files, read_image, split_files, to_tensor
@@ -33,7 +33,7 @@ from utils.files import check_writable
 
 SIZES = (64, 96, 128, 160, 192)
 LONGER_SIDE = 480
-DRAWN, COLUMNS, THUMBNAIL = 8, 4, 320
+DRAWN, COLUMNS = 8, 4
 
 
 def shrink(image, longer_side=LONGER_SIDE):
@@ -86,10 +86,8 @@ def draw(images, colored, out_dir):
     """Draw eight of the photographs: their gray, the colored picture and the truth."""
     chosen = np.linspace(0, len(images) - 1, min(DRAWN, len(images))).astype(int)
     for start in range(0, len(chosen), COLUMNS):
-        pairs = [(images[number].copy(), colored(images[number])) for number in chosen[start : start + COLUMNS]]
-        for image in (image for pair in pairs for image in pair):
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
-        truth, after = ([as_tensor(image)[0] for image in column] for column in zip(*pairs))
+        pairs = [(images[number], colored(images[number])) for number in chosen[start : start + COLUMNS]]
+        truth, after = (list(map(thumbnail, column)) for column in zip(*pairs))
         rows = {"gray": [picture.mean(0, keepdim=True) for picture in truth], "colored": after, "ground truth": truth}
         path = out_dir / f"photographs_{start // COLUMNS + 1}.png"
         save_image_grid(path, "", rows)

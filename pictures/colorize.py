@@ -39,7 +39,7 @@ RADIUS = 4  # of the guided filter, in pixels of the largest copy
 EPSILON = 1e-3  # variance of the gray above which the guided filter takes a difference for an edge
 STRIP = 1 << 20  # pixels colored at a time
 SHEET = 6  # images on before_and_after.png
-THUMBNAIL = 320  # longer side of each of them, in pixels
+THUMBNAIL = 240  # height of each of them, in pixels, less if it is wider than three times that
 JPEG_SIDE = 65_500  # pixels, the most that a JPEG can have
 METADATA = 60_000  # bytes of each kind of metadata that a JPEG can have
 PROCESSING_SOFTWARE = 11  # the EXIF tag in which a result records what it was made from
@@ -199,7 +199,7 @@ def numbered(path: Path) -> Iterator[Path]:
 def thumbnail(image: Image.Image) -> Tensor:
     """Return a small copy of an image as a tensor (3, h, w) in 0..1."""
     image = image.convert("RGB")  # a copy, without the transparency, which would darken what is resized
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((3 * THUMBNAIL, THUMBNAIL))
     return to_rgb(to_tensor(image))[0]
 
 

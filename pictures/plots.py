@@ -48,20 +48,24 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def save_image_grid(path: Path, title: str, rows: Mapping[str, Sequence[Tensor] | Tensor]) -> None:
-    """Write labeled rows of images: `rows` maps a label to images (3, H, W) or (1, H, W), tensors in 0..1."""
-    tall, wide = np.max([image.shape[1:] for images in rows.values() for image in images], axis=0)
-    gap, columns = math.ceil(max(tall, wide) / 32), max(len(images) for images in rows.values())
-    down, right = tall + gap, wide + gap  # from one image to the next
-    sheet = np.zeros((len(rows) * down, columns * right, 4), np.float32)  # one image: 50 axes would take two seconds
+    """Write labeled rows of images: `rows` maps a label to images (3, H, W) or (1, H, W), tensors in 0..1.
+
+    All rows have as many images. A column is as wide as its widest image.
+    """
+    tall = max(image.shape[1] for images in rows.values() for image in images)
+    widths = [max(image.shape[2] for image in column) for column in zip(*rows.values())]
+    gap = math.ceil(max(tall, *widths) / 32)
+    down, right = tall + gap, np.cumsum([0, *widths]) + gap * np.arange(len(widths) + 1)  # where each image begins
+    sheet = np.zeros((len(rows) * down, right[-1], 4), np.float32)  # one image: 50 axes would take two seconds
     for row, images in enumerate(rows.values()):
-        for column, image in enumerate(images):
+        for image, start, wide in zip(images, right, widths):
             height, width = image.shape[1:]
-            top, left = row * down + (tall - height) // 2, column * right + (wide - width) // 2
+            top, left = row * down + (tall - height) // 2, start + (wide - width) // 2
             place = sheet[top : top + height, left : left + width]
             place[..., :3] = image.detach().cpu().clamp(0, 1).permute(1, 2, 0)
             place[..., 3] = 1  # around it, the sheet is transparent
-    inches = max(1.15 / max(down, right), 0.01)  # of one pixel, which is drawn as one or more
-    figure = new_figure(figsize=(inches * columns * right, inches * len(rows) * down))
+    inches = max(1.15 / (gap + max(tall, *widths)), 0.01)  # of one pixel, which is drawn as one or more
+    figure = new_figure(figsize=(inches * right[-1], inches * len(rows) * down))
     ax = figure.add_axes((0, 0, 1, 1))  # the labels are outside, which save() includes
     ax.imshow(sheet, interpolation="nearest")
     ax.set_yticks([row * down + tall / 2 for row in range(len(rows))], [textwrap.fill(label, 16) for label in rows])

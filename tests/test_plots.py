@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import colorization
+from pictures.plots import save_image_grid
 from utils.files import PROJECT
 
 
@@ -31,3 +34,13 @@ def test_the_backend_of_a_notebook_is_not_needed(tmp_path, backend):
     environment = os.environ | {"MPLBACKEND": backend, "PYTHONPATH": str(PROJECT)}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
     assert Image.open(tmp_path / "c.png").width > 100
+
+
+def test_portraits_and_landscapes_stand_side_by_side_without_bands(tmp_path):
+    """The opaque part of every line of the sheet is as wide as the images of one row, and one gap lies between them."""
+    images = [torch.ones(3, 60, 40), torch.ones(3, 60, 90), torch.ones(1, 60, 20)]
+    save_image_grid(tmp_path / "a.png", "", {"": images, " ": images})
+    opaque = np.asarray(Image.open(tmp_path / "a.png"))[..., 3] == 255
+    row = opaque[opaque.sum(1).argmax()]
+    edges = np.diff(np.flatnonzero(np.diff(row.astype(int))))  # width, gap, width, gap, width, in the file's pixels
+    assert (edges / edges.sum() * 156).round().tolist() == [40, 3, 90, 3, 20]
