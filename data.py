@@ -21,7 +21,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # which python -I leaves out
 
 from sources.cifar10 import CLASSES, FOLDER, SIZE, contains_cifar10, load_cifar10
-from sources.image_files import GAMMAS, folder_photographs, random_crops, sample_photographs
+from sources.image_files import GAMMAS, NOISE, folder_photographs, random_crops, sample_photographs
 from utils.checkpoint import COLORS, WORKING_SIZE, check_palette
 from utils.console import UserError, run_script
 from utils.files import PROJECT, atomic_write, check_targets, report_read_errors
@@ -184,7 +184,7 @@ class Album(ImageDataset):
     def start_epoch(self, seed: int) -> None:
         """Crop the photographs anew, as often as before."""
         size = self.images.shape[-1]
-        self.set_images(random_crops(self.photographs, size, self.working_size, len(self), seed, GAMMAS))
+        self.set_images(random_crops(self.photographs, size, self.working_size, len(self), seed, GAMMAS, NOISE))
 
 
 def pack_rgb(images: Tensor) -> Tensor:

@@ -111,6 +111,16 @@ def test_crops_show_every_photograph_as_often_at_several_scales(monkeypatch):
     assert (small == 7).all()
 
 
+def test_the_noise_of_crops_is_gray_and_of_any_strength_up_to_the_greatest():
+    flat = np.full((64, 64, 3), (100, 120, 140), np.uint8)
+    crops = image_files.random_crops([flat], 64, 64, 300, seed=0, noise=12)
+    differences = crops.float() - torch.tensor([100, 120, 140]).view(3, 1, 1)
+    assert torch.equal(differences, differences[:, :1].expand(-1, 3, -1, -1))
+    strengths = differences[:, 0].flatten(1).std(1)
+    assert strengths.min() < 1 and 11 < strengths.max() < 12.5 and abs(strengths.mean() - 6) < 0.8
+    assert (image_files.random_crops([np.full((64, 64, 3), 255, np.uint8)], 64, 64, 9, 0, noise=9) > 200).all()
+
+
 def test_many_photographs_are_kept_smaller(photo_folder, monkeypatch):
     monkeypatch.setattr(image_files, "KEPT_BYTES", 11 * 3 * 40**2)
     photographs = image_files.folder_photographs.__wrapped__(photo_folder, True, 64)
