@@ -5,12 +5,14 @@ python benchmarks/working_size.py --photographs FOLDER --held-out   those that t
 
 Photographs are scaled down to 480 pixels on the longer side. The gain is that of the PSNR of the mean squared error,
 averaged over the photographs, over that of the gray alone; colorfulness is the mean as a share of the truth's. The
-dataset-mean baseline is the mean color of all photographs, added to the gray; the last column is the share of
-photographs that are closer to the truth than that.
+dataset-mean baseline is the mean color of all photographs, added to the gray; "better" is the share of photographs that
+are closer to the truth than that. The last column is how much of the chroma changes, on average, when noise with a
+standard deviation of 5 (of 255) is added to the gray.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,18 @@ def compare(images, colorize):
     return {name: np.array(values) for name, values in columns.items()}
 
 
+def changed_by_noise(images, color):
+    """Return how much of the predicted chroma changes when noise is added to the gray, on average."""
+    shares = []
+    for image in images:
+        noise = 5 * np.random.default_rng(0).standard_normal((image.height, image.width, 1))
+        noisy = Image.fromarray((np.asarray(image) + noise).round().clip(0, 255).astype(np.uint8))
+        before, after = (as_tensor(color(each)) for each in (image, noisy))
+        before, after = (colors - colors.mean(1, keepdim=True) for colors in (before, after))
+        shares.append((after - before).abs().mean().item() / max(before.abs().mean().item(), 1e-6))
+    return np.mean(shares)
+
+
 def described(row, baseline):
     """Return a table's columns for what compare() returned."""
     mean = {name: values.mean() for name, values in row.items()}
@@ -123,10 +137,13 @@ def main(argv):
     baseline = compare(images, lambda image, gray: apply_chroma(tint, gray))
     rows = {"grayscale baseline": compare(images, lambda image, gray: gray.expand(-1, 3, -1, -1))}
     rows["dataset-mean baseline"] = baseline
+    changes = {}
     for size in sorted({*SIZES, checkpoint.working_size}):
-        rows[f"working size {size}"] = compare(images, lambda image, gray, n=size: as_tensor(color(image, n)))
-    names = ["", "gain over the gray, dB", "colorfulness", "CIEDE2000", "AuC", "better than the mean"]
-    print_table(names, [[label, *described(row, baseline)] for label, row in rows.items()])
+        label = f"working size {size}"
+        rows[label] = compare(images, lambda image, gray, n=size: as_tensor(color(image, n)))
+        changes[label] = f"{changed_by_noise(images, partial(color, size=size)):.0%}"
+    names = ["", "gain over the gray, dB", "colorfulness", "CIEDE2000", "AuC", "better", "changed by noise"]
+    print_table(names, [[label, *described(row, baseline), changes.get(label, "")] for label, row in rows.items()])
     draw(images, color, args.out_dir)
 
 
