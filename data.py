@@ -10,7 +10,9 @@ import hashlib
 import io
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # which python -I leaves out
 
 from sources.cifar10 import CLASSES, FOLDER, SIZE, contains_cifar10, load_cifar10
-from sources.image_files import GAMMAS, NOISE, folder_photographs, random_crops, sample_photographs
+from sources.image_files import folder_photographs, random_crops, sample_photographs
 from utils.checkpoint import COLORS, WORKING_SIZE, check_palette
 from utils.console import UserError, run_script
 from utils.files import PROJECT, atomic_write, check_targets, report_read_errors
@@ -67,10 +69,11 @@ class ImageSource:
 
     def training_set(self, palette: np.ndarray | None, device: torch.device) -> "ImageDataset":
         """Return the data set to train on. Raises UserError."""
-        images = self.training_images()
+        dataset = ImageDataset(self.training_images(), palette, device)
         if self.is_album:
-            return Album(images, palette, device, self.photographs(train=True), self.working_size)
-        return ImageDataset(images, palette, device)
+            settings = self.crop_size, self.working_size, len(dataset)
+            dataset.crops = partial(random_crops, self.photographs(train=True), *settings, augmented=True)
+        return dataset
 
     def validation_set(self, palette: np.ndarray | None, device: torch.device) -> "ImageDataset":
         """Return the data set to validate on. Raises UserError."""
@@ -78,25 +81,24 @@ class ImageSource:
 
     def training_images(self) -> Tensor:
         """Return the images to train on. Raises UserError."""
-        images, labels = self.load(train=True)
-        return hold_out(images, labels, self.holdout)[0] if self.holdout else images
+        return self.load(train=True)
 
     def validation_images(self) -> Tensor:
         """Return the images to validate on: the test images, or those held out. Raises UserError."""
-        images, labels = self.load(train=bool(self.holdout))
-        return hold_out(images, labels, self.holdout)[1] if self.holdout else images
+        return self.load(train=False)
 
-    def load(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Return the training or test images and their classes. Raises UserError."""
+    def load(self, train: bool) -> Tensor:
+        """Return the images to train or to validate on. Raises UserError."""
         if self.cifar10_folder:
-            return load_cifar10(self.cifar10_folder, CLASSES if self.category == "all" else [self.category], train)
+            categories = CLASSES if self.category == "all" else [self.category]
+            images, labels = load_cifar10(self.cifar10_folder, categories, train or self.holdout > 0)
+            return hold_out(images, labels, self.holdout)[0 if train else 1] if self.holdout else images
         for flag, is_given in (("--category", self.category != ImageSource.category), ("--holdout", self.holdout)):
             if is_given:
                 raise UserError(f"{flag} has no effect with --data {self.location}; remove it")
         photographs = self.photographs(train)
         count = max(MIN_CROPS if train else MIN_CROPS // 10, len(photographs))
-        crops = random_crops(photographs, self.crop_size, self.working_size, count, seed=0)
-        return crops, torch.zeros(count, dtype=torch.int64)
+        return random_crops(photographs, self.crop_size, self.working_size, count, seed=0)
 
     def photographs(self, train: bool) -> list[np.ndarray]:
         """Return an album's photographs to train on or to validate on, uint8 (h, w, 3). Raises UserError."""
@@ -142,6 +144,8 @@ class ImageDataset:
     `images` are uint8 (N, 3, H, W). `label_table` has the label of every color that occurs in them.
     """
 
+    crops: Callable[[int], Tensor] | None = None  # of an album: from a seed to other images
+
     def __init__(self, images: Tensor, palette: np.ndarray | None, device: torch.device):
         self.palette, self.device = palette, device
         self.set_images(images)
@@ -153,7 +157,9 @@ class ImageDataset:
         self.images = images.to(self.device)
 
     def start_epoch(self, seed: int) -> None:
-        """Prepare the images of an epoch; here they are the same in all epochs."""
+        """Crop the photographs of an album anew; other images are the same in all epochs."""
+        if self.crops:
+            self.set_images(self.crops(seed))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -170,21 +176,6 @@ class ImageDataset:
     def targets(self, images: Tensor) -> Tensor:
         """Return the targets of images on the device: labels uint8 (N, H, W), or RGB float32 (N, 3, H, W) in [0, 1)."""
         return self.label_table[pack_rgb(images)] if self.is_classification else to_rgb(images)
-
-
-class Album(ImageDataset):
-    """Crops of photographs, uint8 (h, w, 3): other ones in every epoch, some darker and some lighter."""
-
-    def __init__(
-        self, images: Tensor, palette: np.ndarray | None, device: torch.device, photographs: list, working: int
-    ):
-        self.photographs, self.working_size = photographs, working
-        super().__init__(images, palette, device)
-
-    def start_epoch(self, seed: int) -> None:
-        """Crop the photographs anew, as often as before."""
-        size = self.images.shape[-1]
-        self.set_images(random_crops(self.photographs, size, self.working_size, len(self), seed, GAMMAS, NOISE))
 
 
 def pack_rgb(images: Tensor) -> Tensor:

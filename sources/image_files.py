@@ -27,8 +27,8 @@ MAX_PIXELS, MAX_SIDE = 80_000_000, 100_000  # of an image, which keeps the proce
 LARGE_IMAGES = threading.Lock()  # one at a time, so that threads do not fill the memory together
 KEPT_BYTES = 2 << 30  # of all of a folder's photographs together
 CROP_SCALES = (0.75, 1.5)  # longer side of the photograph that a crop is taken from, as multiples of the working size
-GAMMAS = (0.67, 1.5)  # of the crops to learn from, which makes them darker or lighter
-NOISE = 6  # largest standard deviation of the noise in these, in 1/255 of white: a network should ignore film grain
+GAMMAS = (0.67, 1.5)  # of augmented crops, which makes them darker or lighter
+NOISE = 6  # largest standard deviation of the noise in these, of 255: a network should ignore the grain of film
 PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # tags of TIFF files
 DESCRIPTIVE = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}  # EXIF tags: what, by whom, when and where
 TRANSPOSED = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), 2))  # by EXIF orientation
@@ -253,14 +253,13 @@ def random_crops(
     working_size: int,
     count: int,
     seed: int,
-    gammas: tuple[float, float] = (1, 1),
-    noise: float = 0,
+    augmented: bool = False,
 ) -> torch.Tensor:
     """Return square crops of uint8 arrays (h, w, 3) at random places and scales, uint8 (count, 3, size, size).
 
-    Each is a part of a photograph whose longer side is scaled to CROP_SCALES times the working size, made darker or
-    lighter by an exponent between the two `gammas`, with Gaussian noise in its gray, of a standard deviation up to
-    `noise`. Each photograph occurs equally often, give or take one.
+    Each is a part of a photograph whose longer side is scaled to CROP_SCALES times the working size. `augmented` ones
+    are made darker or lighter by an exponent between the two GAMMAS, and have Gaussian noise in their gray, of a
+    standard deviation up to NOISE. Each photograph occurs equally often, give or take one.
     """
     rng = np.random.default_rng(seed)
     crops = np.empty((count, size, size, 3), np.uint8)
@@ -270,10 +269,11 @@ def random_crops(
         side = min(size * max(height, width) / scale, height, width)
         left, top = rng.uniform(0, (width - side, height - side))
         box = left, top, min(left + side, width), min(top + side, height)
-        values = Image.fromarray(photographs[number]).resize((size, size), Image.Resampling.HAMMING, box)
-        gamma = np.exp(rng.uniform(*np.log(gammas)))
-        grain = rng.uniform(0, noise) * rng.standard_normal((size, size, 1), np.float32) if noise else 0
-        crop[:] = (255 * (np.asarray(values) / 255) ** gamma + grain).round().clip(0, 255)
+        crop[:] = np.asarray(Image.fromarray(photographs[number]).resize((size, size), Image.Resampling.HAMMING, box))
+        if augmented:
+            gamma = np.exp(rng.uniform(*np.log(GAMMAS)))
+            noise = rng.uniform(0, NOISE) * rng.standard_normal((size, size, 1), np.float32)
+            crop[:] = (255 * (crop / 255) ** gamma + noise).round().clip(0, 255)
     return torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()
 
 

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,12 +84,14 @@ def test_an_album_is_cropped_anew_in_every_epoch():
     palette = np.array([[0.1, 0.2, 0.3], [0.9, 0.8, 0.7]])
     photographs = [smooth_images(1, seed)[0].transpose(1, 2, 0) for seed in range(3)]
     first = torch.from_numpy(smooth_images(6))
-    album = data.Album(first, palette, torch.device("cpu"), photographs, 64)
+    crops = partial(image_files.random_crops, photographs, 32, 64, 6, augmented=True)
+    album = data.ImageDataset(first, palette, torch.device("cpu"))
+    album.crops = crops
     assert torch.equal(album.images, first)
     seen = []
     for seed in (1, 2, 1):
         album.start_epoch(seed)
-        expected = image_files.random_crops(photographs, 32, 64, 6, seed, image_files.GAMMAS, image_files.NOISE)
+        expected = image_files.random_crops(photographs, 32, 64, 6, seed, augmented=True)
         assert torch.equal(album.images, expected)
         assert (album.targets(album.images).numpy() == brute_force(expected, palette)).all()
         seen.append(album.images)
@@ -289,7 +292,7 @@ def test_an_album_trains_on_its_training_photographs(monkeypatch):
     monkeypatch.setattr(data, "MIN_CROPS", 20)
     album = ImageSource("sample", working_size=48).training_set(None, CPU)
     album.start_epoch(1)
-    assert album.images.max() < 128 and album.working_size == 48  # black but for the noise
+    assert album.images.max() < 128 and album.crops.args[1:] == (32, 48, 20)  # black but for the noise
 
 
 def test_a_palette_is_fitted_to_training_images(cifar, monkeypatch):

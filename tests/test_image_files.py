@@ -111,14 +111,16 @@ def test_crops_show_every_photograph_as_often_at_several_scales(monkeypatch):
     assert (small == 7).all()
 
 
-def test_the_noise_of_crops_is_gray_and_of_any_strength_up_to_the_greatest():
+def test_the_noise_of_crops_is_gray_and_of_any_strength_up_to_the_greatest(monkeypatch):
+    monkeypatch.setattr(image_files, "GAMMAS", (1, 1))
+    monkeypatch.setattr(image_files, "NOISE", 12)
     flat = np.full((64, 64, 3), (100, 120, 140), np.uint8)
-    crops = image_files.random_crops([flat], 64, 64, 300, seed=0, noise=12)
+    crops = image_files.random_crops([flat], 64, 64, 300, seed=0, augmented=True)
     differences = crops.float() - torch.tensor([100, 120, 140]).view(3, 1, 1)
     assert torch.equal(differences, differences[:, :1].expand(-1, 3, -1, -1))
     strengths = differences[:, 0].flatten(1).std(1)
     assert strengths.min() < 1 and 11 < strengths.max() < 12.5 and abs(strengths.mean() - 6) < 0.8
-    assert (image_files.random_crops([np.full((64, 64, 3), 255, np.uint8)], 64, 64, 9, 0, noise=9) > 200).all()
+    assert (image_files.random_crops([np.full((64, 64, 3), 255, np.uint8)], 64, 64, 9, 0, True) > 190).all()
 
 
 def test_many_photographs_are_kept_smaller(photo_folder, monkeypatch):
@@ -400,13 +402,15 @@ def test_a_photograph_stays_on_its_side_whatever_joins_it(tmp_path):
     assert image_files.split_files([*useless, *names], train=False) == all_of_them
 
 
-def test_crops_are_from_everywhere_and_of_any_brightness():
+def test_crops_are_from_everywhere_and_of_any_brightness(monkeypatch):
+    monkeypatch.setattr(image_files, "GAMMAS", (0.5, 2))
+    monkeypatch.setattr(image_files, "NOISE", 0)
     rows, columns = np.mgrid[:80, :120].astype(np.uint8)
     photographs = [np.stack([np.full_like(rows, 128), rows, columns], 2)]
     crops = image_files.random_crops(photographs, 32, 64, 200, seed=0)
     assert (crops[:, 0] == 128).all()
     assert crops[:, 1, 0, 0].unique().numel() > 10 and crops[:, 2, 0, 0].unique().numel() > 10
-    gray = image_files.random_crops(photographs, 32, 64, 2000, seed=0, gammas=(0.5, 2))[:, 0, 0, 0] / 255
+    gray = image_files.random_crops(photographs, 32, 64, 2000, seed=0, augmented=True)[:, 0, 0, 0] / 255
     exponents = gray.log() / np.log(128 / 255)  # drawn evenly on a logarithmic scale
     assert 0.49 < exponents.min() < 0.52 and 1.9 < exponents.max() < 2.02
     assert exponents.log().mean().abs() < 0.05
