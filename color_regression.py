@@ -7,7 +7,7 @@ python color_regression.py --data sample -e 3   train it on two photographs, off
 
 import argparse
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
@@ -18,8 +18,7 @@ from data import ImageSource, to_gray, to_rgb
 from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
 from training.evaluation import run_validation
-from training.log import RunLog, run_settings
-from training.loop import Trainer, TrainingConfig, config_from_flags, run_training
+from training.loop import TrainingConfig, prepare_training, run_training
 from utils import distributed, flags
 from utils.checkpoint import load_network, new_network, pretrained_path
 from utils.console import run_script
@@ -33,10 +32,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     flags.add_training_flags(parser, defaults, CLASSES, AUGMENTATIONS)
     parser.set_defaults(model="RegressionCNN")
     args = parser.parse_args(argv)
-    mode = "--valid" if args.valid else "training" if args.epochs else "validation (training needs --epochs)"
+    mode = "validation (training needs --epochs)" if not args.epochs else "--valid" if args.valid else "training"
     flags.reject_unused_flags(parser, args, mode)
-    if args.valid:
-        flags.reject_unused_flags(parser, args, "validation (training needs --epochs)")  # neither has a seed
     return args
 
 
@@ -57,13 +54,8 @@ def train(args: argparse.Namespace, source: ImageSource) -> None:
         net, checkpoint = load_network(args.start_from, **flags.architecture_of(args))
     else:
         net, checkpoint = new_network(None, args.seed, **flags.architecture_of(args))
-    checkpoint = replace(checkpoint, data=str(source))
-    train_set, valid_set = source.training_set(None, device), source.validation_set(None, device)
-    trainer = Trainer(net.to(device), train_set, config_from_flags(args))
-    settings = run_settings(checkpoint, source, args.start_from, valid_set) | trainer.settings()
-    log = RunLog(checkpoint, settings, args.out_dir, args.checkpoint, inputs=[args.start_from, source.path])
+    trainer, valid_set, log = prepare_training(args, net.to(device), checkpoint, source)
     run_training(trainer, valid_set, log, args.resume, args.plot)
-    distributed.cleanup()
 
 
 def validate(args: argparse.Namespace, source: ImageSource) -> None:

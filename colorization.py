@@ -20,8 +20,7 @@ from pictures.decoding import TEMPERATURE
 from sources.cifar10 import CLASSES
 from training.augmentation import AUGMENTATIONS
 from training.evaluation import run_validation
-from training.log import RunLog, run_settings
-from training.loop import Trainer, TrainingConfig, config_from_flags, run_training
+from training.loop import TrainingConfig, prepare_training, run_training
 from utils import distributed, flags
 from utils.checkpoint import COLORS, WORKING_SIZE, Checkpoint, load_network, new_network, pretrained_path
 from utils.console import UserError, run_script
@@ -80,16 +79,9 @@ def train(args: argparse.Namespace) -> None:
         palette = palette_for(colors, source, args.seed)
         net, checkpoint = new_network(palette, args.seed, **flags.architecture_of(args))
         checkpoint = replace(checkpoint, working_size=args.working_size or checkpoint.working_size)
-    checkpoint = replace(checkpoint, data=str(source))
-    source = replace(source, working_size=checkpoint.working_size, crop_size=net.training_size)
-    train_set = source.training_set(checkpoint.palette, device)
-    valid_set = source.validation_set(checkpoint.palette, device)
-    trainer = Trainer(net.to(device), train_set, config_from_flags(args))
-    settings = run_settings(checkpoint, source, args.start_from, valid_set) | trainer.settings()
-    inputs = args.start_from, source.path, palette_file(colors, source)
-    log = RunLog(checkpoint, settings, args.out_dir, args.checkpoint, inputs)
+    file = palette_file(colors, source)
+    trainer, valid_set, log = prepare_training(args, net.to(device), checkpoint, source, file)
     run_training(trainer, valid_set, log, args.resume, args.plot)
-    distributed.cleanup()
 
 
 def validate(args: argparse.Namespace) -> None:

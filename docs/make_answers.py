@@ -36,8 +36,7 @@ from pictures.decoding import annealed_mean, comparison_rows, labels_to_rgb
 from pictures.metrics import colorfulness
 from pictures.plots import new_figure, save, save_image_grid
 from training.evaluation import evaluate
-from training.log import RunLog, run_settings
-from training.loop import Trainer, TrainingConfig, config_from_flags, run_training
+from training.loop import Trainer, TrainingConfig, prepare_training, run_training
 from training.optim import MuonAdam
 from utils.checkpoint import file_name, load_checkpoint, load_network, new_network, pretrained_path
 from utils.console import print_table, run_script
@@ -327,12 +326,11 @@ def regressions(source):
 def train_without(part, argv):
     """Train a UNet whose skip connection into a stage carries zeros, or without Muon; `argv` are colorization.py's."""
     args = colorization.parse(argv)
-    device, source = torch.device("cpu"), ImageSource(args.data, holdout=args.holdout)
+    source = ImageSource(args.data, holdout=args.holdout)
     regression = part.startswith("labels")
     palette = None if regression else load_palette(palette_path(24, "horse"))
     net, checkpoint = new_network(palette, args.seed, model="RegressionCNN" if regression else "UNet")
     net = wide_end() if part == "labels+narrow end" else net
-    checkpoint = replace(checkpoint, data=str(source))
     for stage in part.split("+") if part in SKIPS else ():
         own = {"upconv1": 64, "upconv2": 32, "finalconv": 24}[stage]  # channels of the decoder; the skip's follow
 
@@ -341,12 +339,10 @@ def train_without(part, argv):
             return joined * (torch.arange(joined.shape[1]) < own).view(1, -1, 1, 1)
 
         getattr(net, stage).register_forward_pre_hook(zero_skip)
-    train_set, valid_set = (make(palette, device) for make in (source.training_set, source.validation_set))
-    trainer = Trainer(net, train_set, config_from_flags(args))
+    trainer, *prepared = prepare_training(args, net, checkpoint, source)
     if part == "muon":
         trainer.optimizer = MuonAdam([], list(trainer.raw_model.parameters()))
-    settings = run_settings(checkpoint, source, None, valid_set) | trainer.settings()
-    run_training(trainer, valid_set, RunLog(checkpoint, settings, args.out_dir), args.resume)
+    run_training(trainer, *prepared, args.resume)
 
 
 def dilated_filters():

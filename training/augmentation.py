@@ -22,11 +22,10 @@ def flip(images: Tensor, dim: int) -> Tensor:
 def shift(images: Tensor, dim: int) -> Tensor:
     """Shift each image along a dimension by -1, 0 or 1 pixel, equally often, with reflection padding."""
     size = images.shape[dim]
-    inner = images.narrow(dim, 1, 1), images.narrow(dim, size - 2, 1)  # what is next to the two edges
-    forward = torch.cat([inner[0], images.narrow(dim, 0, size - 1)], dim)
-    backward = torch.cat([images.narrow(dim, 1, size - 1), inner[1]], dim)
+    padded = torch.cat([images.narrow(dim, 1, 1), images, images.narrow(dim, size - 2, 1)], dim)
     step = torch.randint(-1, 2, (len(images), 1, 1, 1), device=images.device)
-    return torch.where(step == 0, images, torch.where(step == 1, forward, backward))
+    shifted = torch.where(step == 1, padded.narrow(dim, 0, size), padded.narrow(dim, 2, size))
+    return torch.where(step == 0, images, shifted)
 
 
 AUGMENTATIONS = {

@@ -42,16 +42,14 @@ def batch_metrics(outputs: Tensor, targets: Tensor) -> Tensor:
 def evaluate(
     net: Network,
     dataset: ImageDataset,
-    batch_size: int | None = None,
+    batch_size: int = 100,  # what fits into a CPU's cache
     on_batch: Callable[[Tensor, Tensor, Tensor], object] | None = None,
 ) -> dict[str, float]:
     """Return the metrics of a network over a whole dataset, {"loss": …, "accuracy": …}.
 
     Calls `on_batch` with every batch's images, targets and outputs. Each of several processes evaluates its shard.
     """
-    device = device_of(net)
-    batch_size = batch_size or (250 if device.type == "cuda" else 100)  # what fits into a CPU's cache
-    sums = torch.zeros(2 if dataset.is_classification else 1, device=device)
+    sums = torch.zeros(2 if dataset.is_classification else 1, device=device_of(net))
     shard = dataset.images[distributed.rank() :: distributed.world_size()]
     for images in shard.split(batch_size) if len(shard) else ():
         targets, outputs = dataset.targets(images), predict(net, to_gray(images))

@@ -61,11 +61,6 @@ class RunLog:
         """Return the path of the run's file with this suffix."""
         return self.out_dir / f"{self.path.stem}{suffix}"
 
-    def lock_paths(self) -> set[Path]:
-        """Return the paths of files whose locks say that a run owns its weights, and what it writes beside them."""
-        folders = self.path.parent.resolve(), self.out_dir.resolve()
-        return {folder / f".{path.stem}.lock" for folder in folders for path in (self.path, self.best_path)}
-
     def write(self, epoch_metrics: dict, weights: dict[str, Tensor], trainer_state: dict) -> None:
         """Write the files after an epoch, and print its line."""
         history = [*self.history, epoch_metrics]
@@ -99,9 +94,11 @@ class RunLog:
 
         Raises UserError if another process owns them.
         """
+        folders = {self.path.parent.resolve(), self.out_dir.resolve()} if distributed.rank() == 0 else ()
+        lock_paths = [folder / f".{path.stem}.lock" for folder in folders for path in (self.path, self.best_path)]
         try:
             with ExitStack() as locks:  # which the operating system releases when a process dies
-                for path in self.lock_paths() if distributed.rank() == 0 else ():
+                for path in lock_paths:
                     try:
                         path.parent.mkdir(parents=True, exist_ok=True)
                         locks.enter_context(FileLock(path, timeout=0))
@@ -143,20 +140,15 @@ class RunLog:
                 earlier = content["settings"].get(name)
                 if earlier != value:
                     words = f"{name.replace('_', ' ')} was {reprlib.repr(earlier)} and is now {value!r}"
-                    others = {
-                        "palette": "another palette",
-                        "data_sha256": "other images",
-                        "valid_sha256": "other images",
-                    }
-                    raise UserError(f"{path}: cannot resume with other settings: {others.get(name, words)}")
+                    words = {"palette": "another palette"}.get(name, "other images" if "sha256" in name else words)
+                    raise UserError(f"{path}: cannot resume with other settings: {words}")
             history = content["history"]
             names = [name for name in EPOCH_METRICS if self.checkpoint.is_classifier or name != "valid_accuracy"]
+            kinds = [(name, int if name == "epoch" else float) for name in names]
             for epoch, metrics in enumerate(history, 1):
-                kinds = [(name, int if name == "epoch" else float) for name in names]
-                if [(name, type(value)) for name, value in metrics.items()] != kinds:
-                    raise ValueError(f"epoch {epoch} has not the metrics that it should have")
-                if metrics["epoch"] != epoch or not all(map(math.isfinite, metrics.values())):
-                    raise ValueError(f"the metrics of epoch {epoch} are missing or not finite")
+                found = [(name, type(value)) for name, value in metrics.items()]
+                if found != kinds or metrics["epoch"] != epoch or not all(map(math.isfinite, metrics.values())):
+                    raise ValueError(f"the metrics of epoch {epoch} are not those that it should have, or not finite")
             if not 0 < len(history) <= self.settings["epochs"]:
                 raise ValueError("it has no epochs, or too many")
             load_trainer(content["trainer"])

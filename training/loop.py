@@ -4,7 +4,8 @@ import copy
 import math
 import time
 from argparse import Namespace
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import ImageDataset, to_gray
+from data import ImageDataset, ImageSource, to_gray
 from models import Network, device_of
 from pictures.decoding import TEMPERATURE, chroma_error, palette_tensor
 from pictures.plots import preload_matplotlib
 from training.augmentation import augment
 from training.evaluation import cross_entropy, draw_samples, evaluate
-from training.log import RunLog
+from training.log import RunLog, run_settings
 from training.optim import MuonAdam, WeightAverage, one_cycle, split_parameters
 from utils import distributed
-from utils.checkpoint import check_values
+from utils.checkpoint import Checkpoint, check_values
 from utils.console import UserError
 
 
@@ -39,10 +40,24 @@ class TrainingConfig:
     temperature: float = TEMPERATURE  # of the softmax whose mean that is
 
 
-def config_from_flags(args: Namespace) -> TrainingConfig:
-    """Return the settings that a script's flags name; those that it has no flag for keep their defaults."""
+def prepare_training(
+    args: Namespace, net: Network, checkpoint: Checkpoint, source: ImageSource, palette_file: Path | None = None
+) -> tuple["Trainer", ImageDataset, RunLog]:
+    """Return what run_training() takes, for a network on its device, the source of its images and a script's flags.
+
+    Settings that the script has no flag for keep their defaults. Raises UserError, also if an output of the run would
+    replace what it starts from, such as `palette_file`.
+    """
+    source = replace(source, working_size=checkpoint.working_size, crop_size=net.training_size)
+    train_set = source.training_set(checkpoint.palette, device_of(net))
+    valid_set = source.validation_set(checkpoint.palette, device_of(net))
     names = {field.name for field in fields(TrainingConfig)}
-    return TrainingConfig(**{name: value for name, value in vars(args).items() if name in names and value is not None})
+    settings = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    trainer = Trainer(net, train_set, TrainingConfig(**settings))
+    checkpoint = replace(checkpoint, data=str(source))
+    settings = run_settings(checkpoint, source, args.start_from, valid_set) | trainer.settings()
+    inputs = args.start_from, source.path, palette_file
+    return trainer, valid_set, RunLog(checkpoint, settings, args.out_dir, args.checkpoint, inputs)
 
 
 def run_training(
@@ -75,6 +90,8 @@ def run_training(
             title = f"{name}, epoch {config.epochs}: {log.last_metrics()}"
             draw_samples(log.path_for("_images.png"), title, net, valid_set, config.temperature)
             log.finish()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Trainer:

@@ -102,8 +102,9 @@ class WeightAverage:
     """
 
     def __init__(self, averaged_model: nn.Module, model: nn.Module):
-        averages, latest = (tensors_to_average(net) for net in (averaged_model, model))
-        self.pairs, self.steps = list(zip(averages, latest)), 0
+        pairs = zip(averaged_model.state_dict().values(), model.state_dict().values())
+        self.pairs = [pair for pair in pairs if pair[0].is_floating_point()]  # all but batch norm's counters
+        self.steps = 0
 
     @torch.no_grad()
     def update(self) -> None:
@@ -111,8 +112,3 @@ class WeightAverage:
         self.steps += 1
         for average, latest in self.pairs:
             average.lerp_(latest, 9 / (8 + self.steps))
-
-
-def tensors_to_average(net: nn.Module) -> list[Tensor]:
-    """Return a network's parameters and its batch norms' running means and variances."""
-    return [*net.parameters(), *(buffer for buffer in net.buffers() if buffer.is_floating_point())]

@@ -33,17 +33,14 @@ class Output:
         self.attempt(self.stream.flush)
 
     def attempt(self, action: Callable, *args: str) -> None:
+        """Write or flush; if that fails, drop what is not written yet, and what will be, also as Python ends."""
         try:
             action(*args)
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if isinstance(error, BrokenPipeError):  # the reader of our output, such as head, has ended
+                sys.exit(141)
             self.error = str(error.strerror)
-            self.drop()
-
-    def drop(self) -> None:
-        """Drop what is not written yet, and what will be, so that Python's final flush does not fail."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -67,9 +64,6 @@ def run_script(main: Callable[[list[str]], None]) -> None:
         output.flush()
         if output.error:
             raise UserError(f"the work is done, but its output could not be written ({output.error})")
-    except BrokenPipeError:  # the reader of our output, such as head, has ended
-        output.drop()
-        sys.exit(141)
     except (UserError, MemoryError, RuntimeError) as error:
         line, code = str(error), 2
         if isinstance(error, RuntimeError) and "out of memory" not in line and "can't allocate memory" not in line:

@@ -48,12 +48,6 @@ def setup(device_name: str | None, several: bool = True) -> torch.device:
     return device
 
 
-def cleanup() -> None:
-    """Destroy the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def rank() -> int:
     """Return this process's rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -1,7 +1,7 @@
 """Command-line flags shared by several scripts, which pass the defaults and the choices."""
 
 import re
-from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,33 +30,20 @@ NOT_DOWNSIZED = "is not needed: images are used at their own size; remove it"
 OLD_FLAGS = {"-n": "is -f here (--num-filters)", "-d": NOT_DOWNSIZED, "--downsize-input": NOT_DOWNSIZED}
 
 
-class HelpFormatter(RawDescriptionHelpFormatter):
-    """Keeps the lines of the description, and adds the default of every flag that has one."""
-
-    def _get_help_string(self, action: Action) -> str | None:
-        if action.default in (None, SUPPRESS) or isinstance(action.default, (bool, tuple)):
-            return action.help
-        return f"{action.help} (default: %(default)s)"
-
-
 class Parser(ArgumentParser):
     """A parser that reports an error as one line, and understands the flags of the original course."""
 
     def __init__(self, description: str | None):
-        super().__init__(description=description, formatter_class=HelpFormatter)
+        super().__init__(description=description, formatter_class=RawDescriptionHelpFormatter)
 
     def parse_args(self, argv: Sequence[str]) -> Namespace:  # type: ignore[override]
         """Return the flags. Raises UserError."""
-        words = []
-        for word in argv:
-            name, *value = word.split("=", 1) if word.startswith("--") else [word]
-            name = name.replace("_", "-") if word.startswith("--") else name
-            name = "-n" if re.fullmatch(r"-n=?\d+", name) else name
+        words = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in argv]
+        for word in words:
+            name = "-n" if word.startswith("-n") else word.partition("=")[0]
             if name in OLD_FLAGS or not word:
                 self.error(f"{name} {OLD_FLAGS[name]}" if word else "an argument is empty")
-            if name not in ("-g", "--gpu"):  # a GPU is used anyway
-                words.append("=".join([name, *value]))
-        return super().parse_args(words)
+        return super().parse_args([word for word in words if word not in ("-g", "--gpu")])  # a GPU is used anyway
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message:.300}; --help shows all flags")
@@ -69,7 +56,7 @@ def network_name(word: str) -> str:
 
 
 def add_number(group: Any, *names: str, low: float, high: float, kind: type = int, **settings: Any) -> None:
-    """Add a flag that takes a number from `low` to `high`."""
+    """Add a flag that takes a number from `low` to `high`; its help ends with the default, if it has one."""
 
     def number(word: str) -> float:  # argparse calls it by this name
         value = kind(word)
@@ -77,6 +64,8 @@ def add_number(group: Any, *names: str, low: float, high: float, kind: type = in
             raise ArgumentTypeError(f"{word!r} is not a number from {low} to {high}")
         return value
 
+    if "default" in settings:
+        settings["help"] += " (default: %(default)s)"
     group.add_argument(*names, type=number, **{"metavar": "N"} | settings)
 
 
@@ -123,9 +112,9 @@ def add_network_flags(parser: ArgumentParser, checkpoint_help: str, models: Iter
 def add_image_flags(parser: ArgumentParser, defaults: dict, classes: list[str]) -> Any:
     """Add the flags that choose the images; return their group. `defaults` are those of an ImageSource."""
     group = parser.add_argument_group("images")
-    kinds = "cifar10, sample (two photographs) or a folder (of images or of CIFAR-10)"
+    kinds = "cifar10, sample (two photographs) or a folder (of images or of CIFAR-10) (default: %(default)s)"
     group.add_argument("--data", default=defaults["location"], metavar="NAME|PATH", help=kinds)
-    text = "class of CIFAR-10, or all classes"
+    text = "class of CIFAR-10, or all classes (default: %(default)s)"
     group.add_argument("--category", choices=[*classes, "all"], default=defaults["category"], help=text)
     return group
 
@@ -133,7 +122,7 @@ def add_image_flags(parser: ArgumentParser, defaults: dict, classes: list[str]) 
 def add_output_flags(parser: ArgumentParser) -> Any:
     """Add the flags for the output and the device; return the output group."""
     group = parser.add_argument_group("output")
-    text = "folder for the output files"
+    text = "folder for the output files (default: %(default)s)"
     group.add_argument("--out-dir", type=Path, default=Path("outputs"), metavar="DIR", help=text)
     text = "cpu, cuda, cuda:N or mps (default: cuda if available)"
     parser.add_argument_group("device").add_argument("--device", metavar="NAME", help=text)
@@ -155,7 +144,7 @@ def add_training_flags(parser: ArgumentParser, defaults: dict, classes: list[str
     add_number(group, "-s", "--seed", default=defaults["seed"], low=0, high=2**32 - 1, help="random seed")
     text = f"random transforms of training images; without names: none (default: {' '.join(defaults['augment'])})"
     group.add_argument("--augment", nargs="*", choices=transforms, default=defaults["augment"], help=text)
-    text = "arithmetic of training; auto: bf16 if the hardware supports it, else fp32"
+    text = "arithmetic of training; auto: bf16 if the hardware supports it, else fp32 (default: %(default)s)"
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default=defaults["precision"], help=text)
 
     group = add_output_flags(parser)
