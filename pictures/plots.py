@@ -43,8 +43,9 @@ def save(figure: "Figure", path: Path) -> None:
     for ax in figure.axes:
         ax.tick_params(color=INK)
         ax.spines[:].set_edgecolor(INK)
+    settings: dict = {"dpi": 200, "bbox_inches": "tight", "transparent": True}
     with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=200, bbox_inches="tight", transparent=True)
+        figure.savefig(file, format="png", **settings, pil_kwargs={"compress_level": 1})  # faster, a quarter larger
 
 
 def save_image_grid(path: Path, title: str, rows: Mapping[str, Sequence[Tensor] | Tensor]) -> None:
@@ -55,20 +56,20 @@ def save_image_grid(path: Path, title: str, rows: Mapping[str, Sequence[Tensor] 
     tall = max(image.shape[1] for images in rows.values() for image in images)
     widths = [max(image.shape[2] for image in column) for column in zip(*rows.values())]
     gap = math.ceil(max(tall, *widths) / 32)
-    down, right = tall + gap, np.cumsum([0, *widths]) + gap * np.arange(len(widths) + 1)  # where each image begins
-    sheet = np.zeros((len(rows) * down, right[-1], 4), np.float32)  # one image: 50 axes would take two seconds
-    for row, images in enumerate(rows.values()):
-        for image, start, wide in zip(images, right, widths):
+    tops = (tall + gap) * np.arange(len(rows) + 1)
+    lefts = np.cumsum([0, *(width + gap for width in widths)])
+    sheet = np.zeros((tops[-1], lefts[-1], 4), np.uint8)  # one image: 50 axes would take two seconds
+    for top, images in zip(tops, rows.values()):
+        for left, wide, image in zip(lefts, widths, images):
             height, width = image.shape[1:]
-            top, left = row * down + (tall - height) // 2, start + (wide - width) // 2
-            place = sheet[top : top + height, left : left + width]
-            place[..., :3] = image.detach().cpu().clamp(0, 1).permute(1, 2, 0)
-            place[..., 3] = 1  # around it, the sheet is transparent
+            place = sheet[top + (tall - height) // 2 :, left + (wide - width) // 2 :][:height, :width]
+            place[..., :3] = (255 * image.detach().cpu().clamp(0, 1)).round().permute(1, 2, 0)
+            place[..., 3] = 255  # around it, the sheet is transparent
     inches = max(1.15 / (gap + max(tall, *widths)), 0.01)  # of one pixel, which is drawn as one or more
-    figure = new_figure(figsize=(inches * right[-1], inches * len(rows) * down))
+    figure = new_figure(figsize=(inches * lefts[-1], inches * tops[-1]))
     ax = figure.add_axes((0, 0, 1, 1))  # the labels are outside, which save() includes
     ax.imshow(sheet, interpolation="nearest")
-    ax.set_yticks([row * down + tall / 2 for row in range(len(rows))], [textwrap.fill(label, 16) for label in rows])
+    ax.set_yticks(tops[:-1] + tall / 2, [textwrap.fill(label, 16) for label in rows])
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)

@@ -169,7 +169,7 @@ def check_palette(palette: np.ndarray) -> np.ndarray:
     if palette.dtype.kind != "f" or palette.shape[1:] != (3,) or not 2 <= len(palette) <= 256:
         raise ValueError(f"it is {palette.dtype} of shape {palette.shape}, not 2 to 256 rows of three floats")
     palette = palette.astype(np.float64)
-    if not ((palette >= 0) & (palette <= 1)).all() or len(np.unique(palette, axis=0)) < len(palette):
+    if not ((palette >= 0) & (palette <= 1)).all() or len(set(map(tuple, palette.tolist()))) < len(palette):
         raise ValueError("its values are not all from 0 to 1, or a color occurs twice")  # the former also for NaN
     return palette
 
