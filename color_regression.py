@@ -32,8 +32,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     flags.add_training_flags(parser, defaults, CLASSES, AUGMENTATIONS)
     parser.set_defaults(model="RegressionCNN")
     args = parser.parse_args(argv)
-    mode = "validation (training needs --epochs)" if not args.epochs else "--valid" if args.valid else "training"
+    mode = "--valid" if args.valid else "training" if args.epochs else "validation (training needs --epochs)"
     flags.reject_unused_flags(parser, args, mode)
+    if args.valid:
+        flags.reject_unused_flags(parser, args, "validation (training needs --epochs)")  # neither has a seed
     return args
 
 

@@ -218,7 +218,7 @@ def main(argv):
     parser.add_argument("--to-loss", metavar="PALETTE")
     parser.add_argument("--run", action="store_true")
     parser.add_argument("--device")
-    parser.add_argument("--data", default="cifar10", help="cifar10, or the folder that contains it")
+    parser.add_argument("--data", default="cifar10", help="cifar10, or the folder that contains it (%(default)s)")
     args = parser.parse_args(argv)
     device = choose_device(args.device)
     source = ImageSource(args.data)

@@ -54,7 +54,7 @@ def save_image_grid(path: Path, title: str, rows: Mapping[str, Sequence[Tensor] 
     All rows have as many images. A column is as wide as its widest image.
     """
     tall = max(image.shape[1] for images in rows.values() for image in images)
-    widths = [max(image.shape[2] for image in column) for column in zip(*rows.values())]
+    widths = [max(image.shape[2] for image in column) for column in zip(*rows.values(), strict=True)]
     gap = math.ceil(max(tall, *widths) / 32)
     tops = (tall + gap) * np.arange(len(rows) + 1)
     lefts = np.cumsum([0, *(width + gap for width in widths)])

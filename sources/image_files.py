@@ -29,7 +29,7 @@ KEPT_BYTES = 2 << 30  # of all of a folder's photographs together
 CROP_SCALES = (0.75, 1.5)  # longer side of the photograph that a crop is taken from, as multiples of the working size
 GAMMAS = (0.67, 1.5)  # of augmented crops, which makes them darker or lighter
 NOISE = 6  # largest standard deviation of the noise in these, of 255: a network should ignore the grain of film
-PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # tags of TIFF files
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF files
 DESCRIPTIVE = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}  # EXIF tags: what, by whom, when and where
 TRANSPOSED = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), 2))  # by EXIF orientation
 MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
@@ -158,11 +158,13 @@ def convert_profile(image: Image.Image, profile: bytes, name: str) -> Image.Imag
 def to_8_bits(image: Image.Image, tags: Mapping[int, Any], name: str) -> Image.Image:
     """Convert a gray image of more than 8 bits, of signed integers or of floats to 8 bits; return others unchanged.
 
-    White is the largest number of 8, 10, 12, 16 or 32 bits, the fewest that all values fit into (one bit less for
-    signed integers); for floats it is 1, or the largest value. Black is 0, or the least negative value. Warns where
-    that is a guess. `tags` are those of a TIFF. Raises ValueError if almost all of several values would become one.
+    White is the largest number of as many bits as the `tags` of a TIFF tell, else of 8, 10, 12, 16 or 32 bits, the
+    fewest that all values fit into (one bit less for signed integers); for floats it is 1, or the largest value. Black
+    is 0, or the least negative value. Warns where that is a guess. Raises ValueError if almost all of several values
+    would become one.
     """
     is_signed = tags.get(SAMPLE_FORMAT, (1,))[0] == 2
+    is_inverted = tags.get(PHOTOMETRIC) == 0 and image.mode != "L"  # white is zero; Pillow inverts only 8 bits
     if image.mode[0] not in "IF" and not (image.mode == "L" and is_signed):
         return image
     values = np.asarray(image)
@@ -174,9 +176,11 @@ def to_8_bits(image: Image.Image, tags: Mapping[int, Any], name: str) -> Image.I
     if image.mode == "F":
         black, white, is_sure = min(0, least), max(1, most), most <= 1
     else:
-        bits = next(bits for bits in (8, 10, 12, 16, 32) if most < 1 << (bits - is_signed)) - is_signed
+        told = tags.get(BITS_PER_SAMPLE, (16,))[0]
+        depths = (told,) if told in (10, 12, 14) else (16, 32) if is_inverted else (8, 10, 12, 16, 32)
+        bits = next(bits for bits in depths if most < 1 << (bits - is_signed)) - is_signed
         black, white = min(0, least), (1 << bits) - 1
-        is_sure = image.mode == "L" or (bits >= 15 and most > white / 4)
+        is_sure = image.mode == "L" or len(depths) < 5 or (bits >= 15 and most > white / 4)
     if black or not is_sure:
         words = f"{black:g} is taken for black, and {white:g} for white"
         warnings.warn(f"{name}: its values are from {least:g} to {most:g}; {words}")
@@ -187,7 +191,6 @@ def to_8_bits(image: Image.Image, tags: Mapping[int, Any], name: str) -> Image.I
     values *= scale
     values -= black * scale
     result = values.round(out=values).astype(np.uint8)
-    is_inverted = tags.get(PHOTOMETRIC) == 0 and image.mode != "L"  # white is zero; Pillow inverts only 8 bits
     converted = Image.fromarray(255 - result if is_inverted else result)
     converted.info = image.info
     return converted

@@ -218,6 +218,24 @@ def test_weights_must_justify_the_memory_that_they_ask_for(tmp_path):
     check_values({"a": shared[:10], "b": shared[10:]})
 
 
+def test_state_dicts_as_pytorch_makes_them_load_in_any_precision(tmp_path):
+    """With their metadata, by which load_state_dict() could be told to keep the tensors of the file."""
+    for dtype in (torch.float16, torch.float64):
+        net = create_model("UNet", 3, 2, 5)
+        content = vars(Checkpoint("UNet", 3, 2, torch.from_numpy(PALETTE), net.to(dtype).state_dict()))
+        torch.save(content | {"format": "colorization checkpoint 2"}, tmp_path / "u.pkl")
+        loaded, _ = load_network(tmp_path / "u.pkl")
+        assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("model", [["UNet"], None, 5])
+def test_a_network_without_a_name_is_refused(tmp_path, model):
+    content = vars(Checkpoint(model, 3, 2, torch.from_numpy(PALETTE), {}))
+    torch.save(content | {"format": "colorization checkpoint 2"}, tmp_path / "u.pkl")
+    with pytest.raises(UserError, match="its network has no name"):
+        load_network(tmp_path / "u.pkl")
+
+
 def test_half_precision_that_overflows_says_what_did(tmp_path):
     weights = create_model("UNet", 3, 2, 5).state_dict()
     weights["rfconv.1.running_var"][0] = 1e5

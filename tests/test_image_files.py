@@ -234,6 +234,23 @@ def test_a_dark_picture_of_16_bits(tmp_path, values, guess):
     assert np.asarray(image).max() == pytest.approx(255 if values == 4095 else values / 257, abs=1)
 
 
+def test_pale_inverted_scans_stay_pale(tmp_path):
+    """White is zero in a file of 16 bits, whose darkest value is a twentieth of black."""
+    (tmp_path / "a.tif").write_bytes(tiff_bytes((GRADIENT * 3276).astype("<u2"), photometric=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = image_files.read_image(tmp_path / "a.tif")
+    assert np.asarray(image).min() == round(255 * 0.95) and np.asarray(image).max() == 255
+
+
+def test_a_depth_that_the_file_tells_is_no_guess():
+    image = Image.fromarray((GRADIENT * 800).astype(np.uint16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        converted = image_files.to_8_bits(image, {258: (12,)}, "a.tif")
+    assert np.asarray(converted).max() == round(255 * 800 / 4095)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_colors_of_12_bits_in_16_are_announced(tmp_path, mode):
     values = (4095 * GRADIENT).astype(">u2")

@@ -77,8 +77,11 @@ def load_network(path: Path, palette: np.ndarray | None = None, **architecture: 
     checkpoint = load_checkpoint(path, palette, **architecture)
     with report_read_errors(path, f"file of weights of {checkpoint.architecture}", "name another one"):
         check_values(checkpoint.state_dict)
-        with torch.device("meta"):  # without memory, which weights that do not fit, of a few bytes, could fill
-            checkpoint.create_model().load_state_dict(checkpoint.state_dict, assign=True)
+        count = sum(value.numel() for value in checkpoint.state_dict.values())
+        if count < (2 * checkpoint.num_filters * checkpoint.kernel) ** 2:  # weights of one convolution in the middle
+            with torch.device("meta"):  # without memory, which a few bytes that claim many filters would fill
+                shapes = {name: value.to("meta") for name, value in checkpoint.state_dict.items()}
+                checkpoint.create_model().load_state_dict(shapes)
         net = checkpoint.create_model()
         net.load_state_dict(checkpoint.state_dict)
     return net, checkpoint
@@ -106,7 +109,7 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
     if palette is not None and (own.shape != palette.shape or not np.allclose(own, palette, rtol=0, atol=1e-6)):
         hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
         raise UserError(f"{path}: not made with the palette of --colors; {hint}")
-    if checkpoint.model not in list(NETWORKS):  # a list, since it may be anything
+    if checkpoint.model not in NETWORKS:
         raise UserError(f"{path}: unknown network {checkpoint.model!r:.50}; the known ones are {', '.join(NETWORKS)}")
     if checkpoint.is_classifier != (checkpoint.model in CLASSIFIERS):
         fault = "has no palette" if checkpoint.is_classifier else "needs its palette; give it with --colors"
@@ -147,14 +150,19 @@ def find_weights(content: object) -> dict[str, Tensor]:
 def parse_checkpoint(content: dict) -> Checkpoint:
     """Return a file's content as a Checkpoint.
 
-    Raises KeyError if an entry is missing, ValueError or AttributeError if its palette is not one.
+    Raises KeyError if an entry is missing, ValueError if one is invalid, and AttributeError if one has another type.
     """
     if content["format"] == OLD_FORMAT:
         content |= {"metrics": content["figures"], "state_dict": convert_weights(content["state_dict"])}
     if content["palette"] is not None:
         content["palette"] = check_palette(content["palette"].numpy())
     content.setdefault("working_size", WORKING_SIZE)  # earlier checkpoints do not have it
-    return Checkpoint(**{field.name: content[field.name] for field in fields(Checkpoint)})
+    checkpoint = Checkpoint(**{field.name: content[field.name] for field in fields(Checkpoint)})
+    if not isinstance(checkpoint.model, str):
+        raise ValueError("its network has no name")
+    if checkpoint.model in CLASSIFIERS and not checkpoint.is_classifier:
+        raise ValueError("it lacks its palette")
+    return checkpoint
 
 
 def check_sizes(*sizes: int) -> None:

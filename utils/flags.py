@@ -40,7 +40,7 @@ class Parser(ArgumentParser):
         """Return the flags. Raises UserError."""
         words = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in argv]
         for word in words:
-            name = "-n" if word.startswith("-n") else word.partition("=")[0]
+            name = "-n" if re.fullmatch(r"-n=?\d*", word) else word.partition("=")[0]
             if name in OLD_FLAGS or not word:
                 self.error(f"{name} {OLD_FLAGS[name]}" if word else "an argument is empty")
         return super().parse_args([word for word in words if word not in ("-g", "--gpu")])  # a GPU is used anyway
