@@ -464,15 +464,18 @@ def activation_sheets(source):
     """Draw the eight most varied feature maps of three stages of CNN and UNet, with their numbers and ranges."""
     for number in (3, 7):
         image = source.validation_images()[number, None]
-        figure = new_figure(figsize=(9, 8.2), layout="constrained")
-        axes = figure.subplots(6, 9)
+        figure = new_figure(figsize=(9, 9), layout="constrained")
+        axes = figure.subplots(7, 9)
         for ax in axes.flat:
             ax.axis("off")
-        axes[0, 0].imshow(to_rgb(image)[0].permute(1, 2, 0))
+        axes[0, 1].imshow(to_rgb(image)[0].permute(1, 2, 0))
+        axes[0, 1].set_title(f"test image {number}", fontsize=6)
+        axes[0, 2].imshow(to_gray(image)[0, 0], cmap="gray", vmin=0, vmax=1)
+        axes[0, 2].set_title("as the networks see it", fontsize=6)
         stages = itertools.product(("CNN", "UNet"), ("downconv1", "rfconv", "upconv2"))
-        for row, (model, stage) in zip(axes, stages):
+        for row, (model, stage) in zip(axes[1:], stages):
             (maps,) = stage_outputs(load_network(pretrained_path(model=model))[0], to_gray(image))[stage]  # (C, H, W)
-            row[0].set_title(f"{model}, {stage}", fontsize=6)
+            row[0].text(0.5, 0.5, f"{model},\n{stage}", fontsize=7, ha="center", va="center")
             for ax, channel in zip(row[1:], maps.std((1, 2)).topk(8).indices.sort().values):
                 values = maps[channel]
                 ax.imshow(values, cmap="viridis", interpolation="nearest")
