@@ -43,9 +43,8 @@ def save(figure: "Figure", path: Path) -> None:
     for ax in figure.axes:
         ax.tick_params(color=INK)
         ax.spines[:].set_edgecolor(INK)
-    settings: dict = {"dpi": 200, "bbox_inches": "tight", "transparent": True}
     with atomic_write(path) as file:
-        figure.savefig(file, format="png", **settings, pil_kwargs={"compress_level": 1})  # faster, a quarter larger
+        figure.savefig(file, format="png", dpi=200, bbox_inches="tight", transparent=True)
 
 
 def save_image_grid(path: Path, title: str, rows: Mapping[str, Sequence[Tensor] | Tensor]) -> None:
