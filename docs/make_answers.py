@@ -341,7 +341,7 @@ def train_without(part, argv):
         getattr(net, stage).register_forward_pre_hook(zero_skip)
     trainer, *prepared = prepare_training(args, net, checkpoint, source)
     if part == "muon":
-        trainer.optimizer = MuonAdam([], list(trainer.raw_model.parameters()))
+        trainer.optimizer = MuonAdam([], list(trainer.model.parameters()))
     run_training(trainer, *prepared, args.resume)
 
 

@@ -129,7 +129,7 @@ def test_a_step_is_the_one_of_plain_pytorch():
         muon.step(0.01)
         muon.zero_grad()
         assert loss_of_step.item() == pytest.approx(loss.item(), abs=1e-5)
-    for got, expected in zip(trainer.raw_model.finalconv.parameters(), reference.finalconv.parameters()):
+    for got, expected in zip(trainer.model.finalconv.parameters(), reference.finalconv.parameters()):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
@@ -370,6 +370,6 @@ def test_an_epoch_trains_in_training_mode():
     """Also after an evaluation or a state that left the network in evaluation mode."""
     trainer = loop.Trainer(create_model("CNN", 3, 2, 5), random_dataset(8), TrainingConfig(batch_size=4, epochs=1))
     trainer.model.eval()
-    before = trainer.raw_model.downconv1[2].running_mean.clone()
+    before = trainer.model.downconv1[2].running_mean.clone()
     trainer.train_epoch(1)
-    assert trainer.model.training and not torch.equal(trainer.raw_model.downconv1[2].running_mean, before)
+    assert trainer.model.training and not torch.equal(trainer.model.downconv1[2].running_mean, before)

@@ -125,7 +125,7 @@ def test_weights_and_statistics_are_averaged():
     trainer, states = Trainer(net, random_dataset(6), TrainingConfig(batch_size=6, augment=())), []
     for _ in range(3):
         trainer.step(trainer.dataset.images, 0.01)
-        states.append({name: value.clone() for name, value in trainer.raw_model.state_dict().items()})
+        states.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
     for name, average in net.state_dict().items():
         if average.is_floating_point():
             expected = polynomial_decay([state[name] for state in states], 8)

@@ -174,7 +174,7 @@ def test_evaluation():
 def test_step(monkeypatch):
     """1.4 Trainer.step, 2 points"""
     regression = Trainer(*small_dataset(8), TrainingConfig(batch_size=8, augment=(), precision="fp32"))
-    images, net = regression.dataset.images, copy.deepcopy(regression.raw_model)
+    images, net = regression.dataset.images, copy.deepcopy(regression.model)
     expected = F.mse_loss(net.train()(to_gray(images)), images / 256).item()
     assert abs(regression.step(images, 0.01).item() - expected) < 1e-4, "of RGB targets, the loss is the squared error"
 
@@ -186,7 +186,7 @@ def test_step(monkeypatch):
     monkeypatch.setattr(loop, "augment", lambda images, names: augmented.append((images, *names)) or images.flip(3))
     step = trainer.optimizer.step
     monkeypatch.setattr(trainer.optimizer, "step", lambda rate: taken.append(rate) or step(rate))
-    logits = copy.deepcopy(trainer.raw_model).train()(to_gray(images.flip(3)))
+    logits = copy.deepcopy(trainer.model).train()(to_gray(images.flip(3)))
     expected = F.cross_entropy(logits, dataset.targets(images.flip(3)).long()).item()
 
     loss = trainer.step(images, 0.0)
@@ -197,24 +197,24 @@ def test_step(monkeypatch):
     assert abs(loss.item() - expected) < 1e-4, hint
     assert taken == [0.0], "optimizer.step should be called once, with the learning rate"
     assert trainer.average.steps == 1, "the average should be updated once in every step"
-    gradients = [parameter.grad for parameter in trainer.raw_model.parameters()]
+    gradients = [parameter.grad for parameter in trainer.model.parameters()]
     assert all(gradient is not None for gradient in gradients), "backward should leave every parameter its gradient"
     first = [gradient.clone() for gradient in gradients]
     trainer.step(images, 0.0)
-    again = [parameter.grad for parameter in trainer.raw_model.parameters()]
+    again = [parameter.grad for parameter in trainer.model.parameters()]
     same = all(torch.allclose(one, other, rtol=1e-3, atol=1e-6) for one, other in zip(first, again))
     assert same, "the same images should give the same gradients twice; those of earlier steps should be forgotten"
 
-    trainer.average.steps, before = 0, trainer.raw_model.finalconv.weight.detach().clone()
+    trainer.average.steps, before = 0, trainer.model.finalconv.weight.detach().clone()
     trainer.step(images, 0.01)
-    after = trainer.raw_model.finalconv.weight
+    after = trainer.model.finalconv.weight
     assert not torch.equal(after, before), "a step should change the weights"
     assert torch.equal(trainer.averaged_model.finalconv.weight, after), "the average should include the new weights"
     losses = [trainer.step(images, 0.01).item() for _ in range(10)]
     assert losses[-1] < losses[0], "ten steps on the same images should lower the loss"
 
     trainer, seen = Trainer(net, dataset, TrainingConfig(batch_size=8, augment=(), precision="bf16")), []
-    trainer.raw_model.finalconv.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    trainer.model.finalconv.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     trainer.step(images, 0.01)
     assert seen == [torch.bfloat16], "the forward pass should run once, in self.dtype, by torch.autocast"
 

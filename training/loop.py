@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from data import ImageDataset, ImageSource, to_gray
@@ -90,15 +90,12 @@ def run_training(
             title = f"{name}, epoch {config.epochs}: {log.last_metrics()}"
             draw_samples(log.path_for("_images.png"), title, net, valid_set, config.temperature)
             log.finish()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 class Trainer:
     """A network in training: steps update `model`, a copy of it; it becomes the average of the copy's weights itself.
 
-    `averaged_model` is the network, and `raw_model` is `model` without the wrapper of several processes.
-    Several processes average their gradients. Batch norm uses the whole batch's statistics on CUDA, each one's on CPUs.
+    `averaged_model` is the network. Several processes average their gradients; batch norm normalizes each one's part.
     Raises UserError if the batch size does not fit the number of images or of processes.
     """
 
@@ -114,12 +111,9 @@ class Trainer:
         self.dtype = choose_precision(config.precision, self.device)
         self.precision = str(self.dtype).removeprefix("torch.")
         self.palette = palette_tensor(dataset.palette, self.device) if dataset.is_classification else None
-        self.raw_model: nn.Module = copy.deepcopy(net)
-        if processes > 1 and self.device.type == "cuda":
-            self.raw_model = nn.SyncBatchNorm.convert_sync_batchnorm(self.raw_model)
-        self.model = nn.parallel.DistributedDataParallel(self.raw_model) if processes > 1 else self.raw_model
-        self.optimizer = MuonAdam(*split_parameters(self.raw_model))
-        self.average = WeightAverage(self.averaged_model, self.raw_model)
+        self.model = copy.deepcopy(net)
+        self.optimizer = MuonAdam(*split_parameters(self.model))
+        self.average = WeightAverage(self.averaged_model, self.model)
 
     def train_epoch(self, epoch: int) -> float:
         """Take a step with every batch of an epoch, counted from 1; return the mean loss over its images.
@@ -166,6 +160,7 @@ class Trainer:
         loss = self.loss(outputs.float(), targets, images)
         self.optimizer.zero_grad()
         loss.backward()
+        distributed.average_gradients(self.model)
         self.optimizer.step(learning_rate)
         self.average.update()
         return loss.detach()
@@ -192,7 +187,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, dict]:
         """Return everything that training changes, as plain containers of tensors."""
-        models = {"averaged_model": self.averaged_model.state_dict(), "model": self.raw_model.state_dict()}
+        models = {"averaged_model": self.averaged_model.state_dict(), "model": self.model.state_dict()}
         steps = {"steps": torch.tensor(self.average.steps)}
         return models | {"optimizer": self.optimizer.state_dict(), "average": steps}
 
@@ -205,7 +200,7 @@ class Trainer:
                     raise ValueError(f"{name} has another shape or type")
             check_values(saved)
         self.averaged_model.load_state_dict(state_dict["averaged_model"])
-        self.raw_model.load_state_dict(state_dict["model"])
+        self.model.load_state_dict(state_dict["model"])
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.average.steps = int(state_dict["average"]["steps"])
 

@@ -3,6 +3,7 @@
 torchrun starts the processes and passes each its rank in the environment. Only rank 0 prints and writes.
 """
 
+import atexit
 import os
 import re
 import sys
@@ -43,6 +44,7 @@ def setup(device_name: str | None, several: bool = True) -> torch.device:
     if device.type == "cuda":
         device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    atexit.register(dist.destroy_process_group)  # gloo's threads abort Python if they outlive it
     if rank():  # rank 0 prints for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, stays open as long as the process runs
     return device
@@ -63,3 +65,10 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def average_gradients(model: torch.nn.Module) -> None:
+    """Replace the gradients of a model's parameters by their means over all processes."""
+    for parameter in model.parameters() if world_size() > 1 else ():
+        if parameter.grad is not None:
+            all_reduce_sum(parameter.grad).div_(world_size())
