@@ -22,7 +22,7 @@ INK = "#808080"
 
 def preload_matplotlib() -> None:
     """Begin to import matplotlib in a thread, beside other work: it takes half a second."""
-    threading.Thread(target=importlib.import_module, args=("matplotlib.backends.backend_agg",), daemon=True).start()
+    threading.Thread(target=importlib.import_module, args=("matplotlib.backends.backend_agg",)).start()
 
 
 def new_figure(**settings: Any) -> "Figure":
