@@ -32,10 +32,11 @@ sys.path.insert(0, str(PROJECT))
 import colorization
 from data import ImageDataset, ImageSource, fit_palette, load_palette, palette_path, to_gray, to_rgb
 from models import CNN, MyConv2d, MyDilatedConv2d, RegressionCNN, predict, stage_outputs
-from pictures.decoding import annealed_mean, comparison_rows, labels_to_rgb
+from pictures.decoding import annealed_mean, comparison_rows, decode_annealed_mean, labels_to_rgb
 from pictures.metrics import colorfulness
 from pictures.plots import new_figure, save, save_image_grid
-from training.evaluation import evaluate
+from training.augmentation import augment
+from training.evaluation import cross_entropy, evaluate
 from training.loop import Trainer, TrainingConfig, prepare_training, run_training
 from training.optim import MuonAdam
 from utils.checkpoint import file_name, load_checkpoint, load_network, new_network, pretrained_path
@@ -275,6 +276,28 @@ def decodings(source):
     gray = truth.mean(1, keepdim=True)
     share = (gray - gray.mean()).square().mean() / (truth - truth.mean((0, 2, 3), keepdim=True)).square().mean()
     print(f"\nShare of the variance of the test horses' RGB that is in their gray: {share:.1%}")
+    palette = checkpoint.palette
+    share = palette.mean(1).var() / (palette - palette.mean(0)).var()
+    print(f"Share of the variance of the palette that is in its gray: {share:.1%}")
+
+
+def hues(source):
+    """Print how often the hue of clearly colored pixels is predicted within 30 degrees."""
+    from skimage.color import rgb2lab
+
+    def chroma_of(pictures):  # a + b i of CIE Lab
+        lab = rgb2lab(pictures.permute(0, 2, 3, 1).numpy())
+        return lab[..., 1] + 1j * lab[..., 2]
+
+    images, rows = source.validation_images(), []
+    gray, truth = to_gray(images), chroma_of(to_rgb(images))
+    for model in EXERCISE:
+        net, checkpoint = load_network(pretrained_path(model=model))
+        logits = predict(net, gray)
+        argmax, annealed = labels_to_rgb(logits.argmax(1), checkpoint.palette), (logits, checkpoint.palette, gray)
+        errors = [np.angle(chroma_of(x) * truth.conj(), deg=True) for x in (argmax, decode_annealed_mean(*annealed))]
+        rows.append([model, *(f"{(abs(error[abs(truth) > 10]) < 30).mean():.1%}" for error in errors)])
+    table("Hue within 30 degrees, of pixels with a true chroma above 10", ["", "argmax", "annealed mean"], rows)
 
 
 def speckles(source):
@@ -452,12 +475,13 @@ def curves(models):
 def zeros(source):
     """Print the share of each stage's values that are zero, over the test horses."""
     gray, rows = to_gray(source.validation_images()), []
+    stages = ("downconv1", "downconv2", "rfconv", "upconv1", "upconv2")
     for model in ("CNN", "UNet"):
-        outputs = stage_outputs(load_network(pretrained_path(model=model))[0], gray)
-        rows.append(
-            [model, *(f"{(outputs[stage] == 0).float().mean():.0%}" for stage in ("downconv1", "rfconv", "upconv2"))]
-        )
-    table("Zeros in the feature maps, test horses", ["", "downconv1", "rfconv", "upconv2"], rows)
+        trained_alike = [RUNS / f"{short(model)}_{seed}" / file_name(model, 3, 32) for seed in SEEDS]
+        for path in (pretrained_path(model=model), *filter(Path.exists, trained_alike)):
+            outputs = stage_outputs(load_network(path)[0], gray)
+            rows.append([f"{model}, {path.parent.name}", *(f"{(outputs[s] == 0).float().mean():.0%}" for s in stages)])
+    table("Zeros in the feature maps, test horses", ["", *stages], rows)
 
 
 def activation_sheets(source):
@@ -481,6 +505,30 @@ def activation_sheets(source):
                 ax.imshow(values, cmap="viridis", interpolation="nearest")
                 ax.set_title(f"{channel}: {values.min():.1f} … {values.max():.1f}", fontsize=6)
         save(figure, PICTURES / f"activations_{number}.png")
+
+
+def training_gap(source):
+    """Print by which steps the training loss of 3.2's curve turns into the loss on the test horses."""
+    palette, device = load_palette(palette_path(24, "horse")), torch.device("cpu")
+    train_set, test_set = (make(palette, device) for make in (source.training_set, source.validation_set))
+    net, _ = new_network(palette, model="UNet")
+    config = TrainingConfig(epochs=5, batch_size=10)
+    trainer = Trainer(net, train_set, config)
+    rows = [["mean over the last epoch", [trainer.train_epoch(epoch) for epoch in range(1, 6)][-1]]]
+
+    @torch.no_grad()
+    def mean_loss(augmentation):  # of the last weights, with batch norm as in training; this changes its averages
+        losses = []
+        for images in train_set.images[torch.randperm(len(train_set))].split(config.batch_size):
+            images = augment(images, augmentation)
+            losses.append(cross_entropy(trainer.model(to_gray(images)), train_set.targets(images)))
+        return torch.stack(losses).mean().item()
+
+    last = evaluate(trainer.model, train_set)["loss"]
+    rows += [["at its end", mean_loss(config.augment)], ["without augmentation", mean_loss(())]]
+    rows += [["with batch norm's averages", last], ["averaged weights", evaluate(net, train_set)["loss"]]]
+    rows += [["test horses", evaluate(net, test_set)["loss"]]]
+    table("UNet, -b 10 -e 5: from training to test loss", ["", "loss"], [[name, f"{x:.3f}"] for name, x in rows])
 
 
 def dilation_on_photographs(folder, size=128, epochs=8, seeds=(0, 1)):
@@ -513,6 +561,7 @@ def of_the_shipped(source, data_flags):
     rgb_and_sight(palette)
     one_pixel(source)
     decodings(source)
+    hues(source)
     speckles(source)
     shipped_pictures(data_flags)
     side_by_side(source)
@@ -558,6 +607,7 @@ def main(argv):
     of_the_shipped(source, data_flags)
     curves(["CNN", "UNet"])
     over_seeds("CNN and UNet", ["CNN", *WIDE_CNN, "UNet"])
+    training_gap(source)
     regressions(source)
     over_seeds("UNet trained without a skip connection, 10 epochs", ["all skips", *SKIPS.values(), "no skips (CNN)"])
     over_seeds("Optimizers, UNet", OPTIMIZERS)

@@ -42,8 +42,8 @@ OPTIONAL = {
     "step": (
         "training/loop.py Trainer.step",
         "Part 1.4: Augment the images and find their targets. Forward the gray through self.model, in self.dtype by "
-        "torch.autocast; self.loss of the outputs as float32; forget earlier gradients; backward; update the weights, "
-        "then their average. Return the loss, detached.",
+        "torch.autocast; self.loss of the outputs as float32; forget earlier gradients; backward; "
+        "distributed.average_gradients; update the weights, then their average. Return the loss, detached.",
     ),
 }
 COPIED = r"(?!docs/|benchmarks/|\.(?!gitignore)|\w+\.md|CITATION|weights/README|tests/(?!conftest|helpers|test_parts))"

@@ -112,6 +112,7 @@ class Trainer:
         self.precision = str(self.dtype).removeprefix("torch.")
         self.palette = palette_tensor(dataset.palette, self.device) if dataset.is_classification else None
         self.model = copy.deepcopy(net)
+        distributed.broadcast(self.model.state_dict().values())
         self.optimizer = MuonAdam(*split_parameters(self.model))
         self.average = WeightAverage(self.averaged_model, self.model)
 
@@ -135,8 +136,7 @@ class Trainer:
             images = self.dataset.images[batch[rank::processes]]
             loss = self.step(images, config.learning_rate * one_cycle(progress))
             losses[number] = len(images) * loss
-        for buffer in self.averaged_model.buffers() if processes > 1 else ():
-            torch.distributed.broadcast(buffer, 0)
+        distributed.broadcast(self.averaged_model.buffers())
         losses = distributed.all_reduce_sum(losses)
         finite = losses.isfinite()
         if not finite.all():

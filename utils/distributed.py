@@ -7,6 +7,7 @@ import atexit
 import os
 import re
 import sys
+from collections.abc import Iterable
 from datetime import timedelta
 
 import torch
@@ -43,8 +44,10 @@ def setup(device_name: str | None, several: bool = True) -> torch.device:
         raise UserError("only training runs in several processes; start this with python, not torchrun")
     if device.type == "cuda":
         device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    atexit.register(dist.destroy_process_group)  # gloo's threads abort Python if they outlive it
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    if backend == "gloo":  # whose threads abort Python if they outlive it; NCCL would wait for the other processes
+        atexit.register(dist.destroy_process_group)
     if rank():  # rank 0 prints for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, stays open as long as the process runs
     return device
@@ -65,6 +68,12 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def broadcast(tensors: Iterable[torch.Tensor]) -> None:
+    """Replace tensors by those of rank 0."""
+    for tensor in tensors if world_size() > 1 else ():
+        dist.broadcast(tensor, 0)
 
 
 def average_gradients(model: torch.nn.Module) -> None:
