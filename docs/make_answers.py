@@ -6,7 +6,7 @@ python docs/make_answers.py              train them one by one; in both cases, p
 python docs/make_answers.py --shipped    only what the palette and the shipped weights give, without training
 
 Runs are saved in outputs/answers/, pictures in docs/answers/. Runs are evaluated on 500 training
-horses held out; only the shipped weights are evaluated on the test horses.
+horses held out; the test horses are for the shipped weights, the curve of 3.2 (trained anew each time) and zeros.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from conftest import batch_bytes, smooth_images
 
 import colorization
 from sources import cifar10
+from utils import distributed
 
 PROJECT = Path(colorization.__file__).parent
 DATA = ["--holdout", "13", "-c", "palette.npy", "-f", "4"]
@@ -102,3 +103,15 @@ def test_a_batch_that_does_not_divide_by_the_processes(folder, monkeypatch, fail
         assert said in fails(colorization.main, *FLAGS, "-e", "1")
     monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
     assert "only training runs in several processes" in fails(colorization.main, *DATA, "--valid")
+
+
+def test_gradients_are_averaged(monkeypatch):
+    """Each process's gradient becomes the mean; here, the other one's is three times as large."""
+    model = torch.nn.Linear(2, 1)
+    model(torch.tensor([[1.0, 2.0]])).sum().backward()
+    distributed.average_gradients(model)
+    assert model.weight.grad.tolist() == [[1, 2]]  # one process has them already
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda tensor: tensor.mul_(4))
+    distributed.average_gradients(model)
+    assert model.weight.grad.tolist() == [[2, 4]] and model.bias.grad.tolist() == [2]

@@ -46,7 +46,7 @@ def setup(device_name: str | None, several: bool = True) -> torch.device:
         device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
-    if backend == "gloo":  # whose threads abort Python if they outlive it; NCCL would wait for the other processes
+    if backend == "gloo":  # whose threads abort Python if they outlive it; NCCL's end might wait for a lost process
         atexit.register(dist.destroy_process_group)
     if rank():  # rank 0 prints for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, stays open as long as the process runs
