@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import batch_bytes, smooth_images
+from helpers import random_dataset
 
 import colorization
+from models import create_model
 from sources import cifar10
+from training.loop import Trainer, TrainingConfig
 from utils import distributed
 
 PROJECT = Path(colorization.__file__).parent
@@ -103,6 +106,18 @@ def test_a_batch_that_does_not_divide_by_the_processes(folder, monkeypatch, fail
         assert said in fails(colorization.main, *FLAGS, "-e", "1")
     monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
     assert "only training runs in several processes" in fails(colorization.main, *DATA, "--valid")
+
+
+def test_all_processes_begin_with_the_weights_of_the_first(monkeypatch):
+    """Here, those of the first process are all 0.5."""
+
+    def replace(tensors):
+        for tensor in tensors:
+            tensor.fill_(0.5)
+
+    monkeypatch.setattr(distributed, "broadcast", replace)
+    trainer = Trainer(create_model("UNet", 3, 2, 5), random_dataset(4), TrainingConfig(batch_size=4))
+    assert all((value == 0.5).all() for value in trainer.model.state_dict().values() if value.is_floating_point())
 
 
 def test_gradients_are_averaged(monkeypatch):
