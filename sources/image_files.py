@@ -26,7 +26,9 @@ UNREAD = {".heic", ".heif", ".jxl", ".psd", ".svg", ".eps", ".dng", ".cr2", ".cr
 MAX_PIXELS, MAX_SIDE = 80_000_000, 100_000  # of an image, which keeps the process under 2 GB
 LARGE_IMAGES = threading.Lock()  # one at a time, so that threads do not fill the memory together
 KEPT_BYTES = 2 << 30  # of all of a folder's photographs together
-CROP_SCALES = (0.75, 1.5)  # longer side of the photograph that a crop is taken from, as multiples of the working size
+SMALLEST_SIDE = 0.75  # longer side of the smallest copies that crops are taken from, as a multiple of the crop size
+LARGEST_SIDE = 1.5  # of the largest, as a multiple of the working size; as large as pictures/colorize.py colors them
+MAX_ENLARGEMENT = 1.5  # of a photograph
 GAMMAS = (0.67, 1.5)  # of augmented crops, which makes them darker or lighter
 NOISE = 6  # largest standard deviation of the noise in these, of 255: a network should ignore the grain of film
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF files
@@ -231,7 +233,7 @@ def folder_photographs(folder: str, train: bool, working_size: int) -> list[np.n
     Unreadable files are named and skipped. Raises UserError.
     """
     all_files = list_image_files(folder)
-    size = int(min(CROP_SCALES[1] * working_size, (KEPT_BYTES / 3 / max(1, len(all_files))) ** 0.5))
+    size = int(min(LARGEST_SIDE * working_size, (KEPT_BYTES / 3 / max(1, len(all_files))) ** 0.5))
 
     def read(file: Path) -> np.ndarray | None:
         try:
@@ -260,16 +262,19 @@ def random_crops(
 ) -> torch.Tensor:
     """Return square crops of uint8 arrays (h, w, 3) at random places and scales, uint8 (count, 3, size, size).
 
-    Each is a part of a photograph whose longer side is scaled to CROP_SCALES times the working size. `augmented` ones
-    are made darker or lighter by an exponent between the two GAMMAS, and have Gaussian noise in their gray, of a
-    standard deviation up to NOISE. Each photograph occurs equally often, give or take one.
+    Each is a part of a copy of a photograph with a longer side between SMALLEST_SIDE times `size` (nearly all of it is
+    to be seen) and LARGEST_SIDE times `working_size` (details). `augmented` ones are made darker or lighter by an
+    exponent between the two GAMMAS, and have Gaussian noise in their gray, of a standard deviation up to NOISE. Each
+    photograph occurs equally often, give or take one.
     """
     rng = np.random.default_rng(seed)
+    largest = LARGEST_SIDE * working_size
+    longer_sides = min(SMALLEST_SIDE * size, largest), largest
     crops = np.empty((count, size, size, 3), np.uint8)
     for crop, number in zip(crops, rng.permutation(np.arange(count) % len(photographs))):
         height, width, _ = photographs[number].shape
-        scale = working_size * np.exp(rng.uniform(*np.log(CROP_SCALES)))
-        side = min(size * max(height, width) / scale, height, width)
+        longer_side = min(np.exp(rng.uniform(*np.log(longer_sides))), MAX_ENLARGEMENT * max(height, width))
+        side = min(size * max(height, width) / longer_side, height, width)
         left, top = rng.uniform(0, (width - side, height - side))
         box = left, top, min(left + side, width), min(top + side, height)
         crop[:] = np.asarray(Image.fromarray(photographs[number]).resize((size, size), Image.Resampling.HAMMING, box))

@@ -107,6 +107,8 @@ def test_crops_show_every_photograph_as_often_at_several_scales(monkeypatch):
     assert widths.min() > 35 and widths.max() < 80 and widths.max() > 1.5 * widths.min()  # 40 to 80 pixels
     assert torch.equal(crops, image_files.random_crops(photographs, 32, 64, 20, seed=1))
     assert not torch.equal(crops, image_files.random_crops(photographs, 32, 64, 20, seed=2))
+    details = image_files.random_crops(photographs, 32, 10_000, 20, seed=1)[:, 2].int()
+    assert (details[:, :, -1] - details[:, :, 0]).float().mean(1).min() > 19  # enlarged 1.5 times: 21 pixels
     small = image_files.random_crops([np.full((5, 9, 3), 7, np.uint8)], 32, 64, 2, seed=0)  # smaller than a crop
     assert (small == 7).all()
 
