@@ -66,10 +66,10 @@ def place(cifar, tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(PROJECT / name)
     monkeypatch.setattr(data, "MIN_CROPS", 40)
     monkeypatch.setattr(pictures.plots, "save", lambda figure, path: path.parent.mkdir(parents=True, exist_ok=True))
-    for folder in ("album", "old", "frames", "photographs", "handout/weights", "handout/color"):
+    for folder in ("album", "similar", "frames", "photographs", "handout/weights", "handout/color"):
         (tmp_path / folder).mkdir(parents=True)
     for number, picture in enumerate(smooth_images(10)):
-        for folder in ("album", "old", "frames", "photographs"):
+        for folder in ("album", "similar", "frames", "photographs"):
             Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / folder / f"{number}.png")
     shutil.copy(tmp_path / "album" / "0.png", tmp_path / "photo.jpg")
     content = torch.load(PROJECT / "weights" / "unet_k3_f32.pkl", weights_only=True)
