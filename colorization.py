@@ -42,7 +42,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     flags.add_number(group, "--picture-weight", low=0, high=1e6, kind=float, help=text, **weight)
 
     group = parser.add_argument_group("annealed-mean decoding (the mean color under sharpened probabilities)")
-    text = "inference resolution: approximate longer side of the shrunk photograph, in pixels "
+    text = "approximate longer side of the copies of a photograph that are colored or trained on, in pixels "
     text += f"(default: that of the checkpoint, {WORKING_SIZE} for a new network)"
     flags.add_number(group, "--working-size", low=4, high=512, help=text)
     text = "temperature of the softmax: lower values give bolder colors, higher values paler ones"

@@ -28,7 +28,7 @@ LARGE_IMAGES = threading.Lock()  # one at a time, so that threads do not fill th
 KEPT_BYTES = 2 << 30  # of all of a folder's photographs together
 SMALLEST_SIDE = 0.75  # longer side of the smallest copies that crops are taken from, as a multiple of the crop size
 LARGEST_SIDE = 1.5  # of the largest, as a multiple of the working size; as large as pictures/colorize.py colors them
-MAX_ENLARGEMENT = 1.5  # of a photograph
+MAX_ENLARGEMENT = 1.5  # of a photograph, unless it is smaller than a crop
 GAMMAS = (0.67, 1.5)  # of augmented crops, which makes them darker or lighter
 NOISE = 6  # largest standard deviation of the noise in these, of 255: a network should ignore the grain of film
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF files
@@ -263,17 +263,16 @@ def random_crops(
     """Return square crops of uint8 arrays (h, w, 3) at random places and scales, uint8 (count, 3, size, size).
 
     Each is a part of a copy of a photograph with a longer side between SMALLEST_SIDE times `size` (nearly all of it is
-    to be seen) and LARGEST_SIDE times `working_size` (details). `augmented` ones are made darker or lighter by an
-    exponent between the two GAMMAS, and have Gaussian noise in their gray, of a standard deviation up to NOISE. Each
-    photograph occurs equally often, give or take one.
+    to be seen) and LARGEST_SIDE times `working_size` (details), or MAX_ENLARGEMENT times its own if that is less.
+    `augmented` ones are made darker or lighter by an exponent between the two GAMMAS, and have Gaussian noise in their
+    gray, of a standard deviation up to NOISE. Each photograph occurs equally often, give or take one.
     """
     rng = np.random.default_rng(seed)
-    largest = LARGEST_SIDE * working_size
-    longer_sides = min(SMALLEST_SIDE * size, largest), largest
     crops = np.empty((count, size, size, 3), np.uint8)
     for crop, number in zip(crops, rng.permutation(np.arange(count) % len(photographs))):
         height, width, _ = photographs[number].shape
-        longer_side = min(np.exp(rng.uniform(*np.log(longer_sides))), MAX_ENLARGEMENT * max(height, width))
+        largest = min(LARGEST_SIDE * working_size, MAX_ENLARGEMENT * max(height, width))
+        longer_side = np.exp(rng.uniform(*np.log((min(SMALLEST_SIDE * size, largest), largest))))
         side = min(size * max(height, width) / longer_side, height, width)
         left, top = rng.uniform(0, (width - side, height - side))
         box = left, top, min(left + side, width), min(top + side, height)

@@ -1,6 +1,7 @@
 """Photographs to learn from."""
 
 import io
+import math
 import struct
 import time
 import warnings
@@ -108,9 +109,31 @@ def test_crops_show_every_photograph_as_often_at_several_scales(monkeypatch):
     assert torch.equal(crops, image_files.random_crops(photographs, 32, 64, 20, seed=1))
     assert not torch.equal(crops, image_files.random_crops(photographs, 32, 64, 20, seed=2))
     details = image_files.random_crops(photographs, 32, 10_000, 20, seed=1)[:, 2].int()
-    assert (details[:, :, -1] - details[:, :, 0]).float().mean(1).min() > 19  # enlarged 1.5 times: 21 pixels
+    assert 19 < (details[:, :, -1] - details[:, :, 0]).float().mean(1).min() < 22  # enlarged 1.5 times: 21 pixels
     small = image_files.random_crops([np.full((5, 9, 3), 7, np.uint8)], 32, 64, 2, seed=0)  # smaller than a crop
     assert (small == 7).all()
+
+
+def test_crops_are_of_copies_of_all_sizes_alike():
+    """Here of 24 to 192 pixels; a photograph's red is the column, so that a crop's width can be read off."""
+    photograph = np.broadcast_to(np.arange(250, dtype=np.uint8)[None, :, None], (200, 250, 3)).copy()
+    crops = image_files.random_crops([photograph], 32, 128, 2000, seed=0)[:, 0].int()
+    widths = (crops[:, :, -1] - crops[:, :, 0]).float().mean(1)
+    assert 39.5 < widths.min() < 42  # of the largest copy: 32 of 192 pixels
+    whole = (widths > 190).float().mean().item()  # all of the shorter side, of copies of up to 40 pixels
+    assert whole == pytest.approx(math.log(40 / 24) / math.log(192 / 24), abs=0.05)
+    small = image_files.random_crops([photograph[::5, ::5]], 32, 128, 2000, seed=0)[:, 0].int()  # copies of 24 to 75
+    widths = (small[:, :, -1] - small[:, :, 0]).float().mean(1) / 5
+    assert (widths < 25).float().mean().item() == pytest.approx(math.log(75 / 64) / math.log(75 / 24), abs=0.05)
+    fine = np.repeat(np.indices((400, 400)).sum(0)[..., None] % 2 * 255, 3, 2).astype(np.uint8)
+    assert image_files.random_crops([fine], 32, 64, 20, seed=0).float().std() < 20  # a mean of pixels, not one of them
+
+
+def test_photographs_are_kept_as_large_as_crops_need_them(tmp_path):
+    for number in range(4):
+        Image.new("RGB", (400, 300), (number, 50, 90)).save(tmp_path / f"{number}.jpg")
+    photographs = image_files.folder_photographs.__wrapped__(tmp_path, True, 64)
+    assert all(photograph.shape == (72, 96, 3) for photograph in photographs)
 
 
 def test_the_noise_of_crops_is_gray_and_of_any_strength_up_to_the_greatest(monkeypatch):
