@@ -42,8 +42,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     flags.add_number(group, "--picture-weight", low=0, high=1e6, kind=float, help=text, **weight)
 
     group = parser.add_argument_group("annealed-mean decoding (the mean color under sharpened probabilities)")
-    text = "approximate longer side of the copies of a photograph that are colored or trained on, in pixels "
-    text += f"(default: that of the checkpoint, {WORKING_SIZE} for a new network)"
+    text = "longer side of a photograph's copies that are colored, in pixels (0.5 to 1.5 times this); training crops "
+    text += (
+        f"are from copies of up to 1.5 times this (default: that of the checkpoint, {WORKING_SIZE} for a new network)"
+    )
     flags.add_number(group, "--working-size", low=4, high=512, help=text)
     text = "temperature of the softmax: lower values give bolder colors, higher values paler ones"
     text += f" (default: {TEMPERATURE}; with --colorize: {PHOTOGRAPH_TEMPERATURE})"

@@ -38,7 +38,7 @@ MIN_CROPS = 2_000  # crops per epoch of an album, at least; a tenth of that for 
 class ImageSource:
     """Where images come from; those to train on and those to validate on, each uint8 (N, 3, H, W).
 
-    Of copies of a photograph, up to 1.5 times `working_size` on the longer side, squares of `crop_size` are cut.
+    Squares of `crop_size` are cut from copies of photographs, up to 1.5 times `working_size` on the longer side.
     """
 
     location: str = "cifar10"  # or "sample", or a folder of photographs or of CIFAR-10

@@ -26,8 +26,8 @@ UNREAD = {".heic", ".heif", ".jxl", ".psd", ".svg", ".eps", ".dng", ".cr2", ".cr
 MAX_PIXELS, MAX_SIDE = 80_000_000, 100_000  # of an image, which keeps the process under 2 GB
 LARGE_IMAGES = threading.Lock()  # one at a time, so that threads do not fill the memory together
 KEPT_BYTES = 2 << 30  # of all of a folder's photographs together
-SMALLEST_SIDE = 0.75  # longer side of the smallest copies that crops are taken from, as a multiple of the crop size
-LARGEST_SIDE = 1.5  # of the largest, as a multiple of the working size; as large as pictures/colorize.py colors them
+SMALLEST_SIDE = 0.75  # longer side of the smallest copies that crops are taken from, as a multiple of the crops'
+LARGEST_SIDE = 1.5  # of the largest, as a multiple of the working size, as in COPY_SCALES of pictures/colorize.py
 MAX_ENLARGEMENT = 1.5  # of a photograph, unless it is smaller than a crop
 GAMMAS = (0.67, 1.5)  # of augmented crops, which makes them darker or lighter
 NOISE = 6  # largest standard deviation of the noise in these, of 255: a network should ignore the grain of film
@@ -262,10 +262,11 @@ def random_crops(
 ) -> torch.Tensor:
     """Return square crops of uint8 arrays (h, w, 3) at random places and scales, uint8 (count, 3, size, size).
 
-    Each is a part of a copy of a photograph with a longer side between SMALLEST_SIDE times `size` (nearly all of it is
-    to be seen) and LARGEST_SIDE times `working_size` (details), or MAX_ENLARGEMENT times its own if that is less.
-    `augmented` ones are made darker or lighter by an exponent between the two GAMMAS, and have Gaussian noise in their
-    gray, of a standard deviation up to NOISE. Each photograph occurs equally often, give or take one.
+    Each is a part of a copy of a photograph, whose longer side is drawn between SMALLEST_SIDE times `size` and
+    LARGEST_SIDE times `working_size`, or MAX_ENLARGEMENT times its own if that is less. Of copies too small for a crop,
+    the whole shorter side is taken. `augmented` crops are made darker or lighter by an exponent between the two GAMMAS,
+    and have Gaussian noise in their gray, of a standard deviation up to NOISE. Each photograph occurs equally often,
+    give or take one.
     """
     rng = np.random.default_rng(seed)
     crops = np.empty((count, size, size, 3), np.uint8)

@@ -115,7 +115,7 @@ def test_crops_show_every_photograph_as_often_at_several_scales(monkeypatch):
 
 
 def test_crops_are_of_copies_of_all_sizes_alike():
-    """Here of 24 to 192 pixels; a photograph's red is the column, so that a crop's width can be read off."""
+    """Here, drawn from 24 to 192 pixels; a photograph's red is the column, so that a crop's width can be read off."""
     photograph = np.broadcast_to(np.arange(250, dtype=np.uint8)[None, :, None], (200, 250, 3)).copy()
     crops = image_files.random_crops([photograph], 32, 128, 2000, seed=0)[:, 0].int()
     widths = (crops[:, :, -1] - crops[:, :, 0]).float().mean(1)
