@@ -43,9 +43,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     group = parser.add_argument_group("annealed-mean decoding (the mean color under sharpened probabilities)")
     text = "longer side of a photograph's copies that are colored, in pixels (0.5 to 1.5 times this); training crops "
-    text += (
-        f"are from copies of up to 1.5 times this (default: that of the checkpoint, {WORKING_SIZE} for a new network)"
-    )
+    text += f"are from copies up to 1.5 times this (default: that of the checkpoint, {WORKING_SIZE} for a new network)"
     flags.add_number(group, "--working-size", low=4, high=512, help=text)
     text = "temperature of the softmax: lower values give bolder colors, higher values paler ones"
     text += f" (default: {TEMPERATURE}; with --colorize: {PHOTOGRAPH_TEMPERATURE})"
