@@ -273,7 +273,8 @@ def random_crops(
     for crop, number in zip(crops, rng.permutation(np.arange(count) % len(photographs))):
         height, width, _ = photographs[number].shape
         largest = min(LARGEST_SIDE * working_size, MAX_ENLARGEMENT * max(height, width))
-        longer_side = np.exp(rng.uniform(*np.log((min(SMALLEST_SIDE * size, largest), largest))))
+        smallest = min(SMALLEST_SIDE * size, largest)
+        longer_side = np.exp(rng.uniform(np.log(smallest), np.log(largest)))
         side = min(size * max(height, width) / longer_side, height, width)
         left, top = rng.uniform(0, (width - side, height - side))
         box = left, top, min(left + side, width), min(top + side, height)
