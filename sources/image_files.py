@@ -225,6 +225,17 @@ def split_files(files: list[Path], train: bool) -> list[Path]:
     return [file for file, number in zip(files, draws) if (number >= limit) == train]
 
 
+def kept_size(files: list[Path], size: int) -> int:
+    """Return the longer side of copies of image files: `size`, or less if they would take more than KEPT_BYTES."""
+    sides = np.zeros((len(files), 2))
+    for pair, file in zip(sides, files):
+        with contextlib.suppress(Exception), Image.open(file, formats=readable_formats()) as image:
+            pair[:] = image.size  # it stays 0 for an unreadable file
+    while size > 1 and 3 * (sides / np.maximum(1, sides.max(1, keepdims=True) / size)).prod(1).sum() > KEPT_BYTES:
+        size -= 1
+    return size
+
+
 @lru_cache(2)
 def folder_photographs(folder: str, train: bool, working_size: int) -> list[np.ndarray]:
     """Return small copies of a folder's photographs to train on or to validate on, a list of uint8 arrays (h, w, 3).
@@ -233,7 +244,7 @@ def folder_photographs(folder: str, train: bool, working_size: int) -> list[np.n
     Unreadable files are named and skipped. Raises UserError.
     """
     all_files = list_image_files(folder)
-    size = int(min(LARGEST_SIDE * working_size, (KEPT_BYTES / 3 / max(1, len(all_files))) ** 0.5))
+    size = kept_size(all_files, int(LARGEST_SIDE * working_size))
 
     def read(file: Path) -> np.ndarray | None:
         try:
@@ -253,12 +264,7 @@ def folder_photographs(folder: str, train: bool, working_size: int) -> list[np.n
 
 
 def random_crops(
-    photographs: list[np.ndarray],
-    size: int,
-    working_size: int,
-    count: int,
-    seed: int,
-    augmented: bool = False,
+    photographs: list[np.ndarray], size: int, working_size: int, count: int, seed: int, augmented: bool = False
 ) -> torch.Tensor:
     """Return square crops of uint8 arrays (h, w, 3) at random places and scales, uint8 (count, 3, size, size).
 

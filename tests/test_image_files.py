@@ -148,10 +148,15 @@ def test_the_noise_of_crops_is_gray_and_of_any_strength_up_to_the_greatest(monke
     assert (image_files.random_crops([np.full((64, 64, 3), 255, np.uint8)], 64, 64, 9, 0, True) > 190).all()
 
 
-def test_many_photographs_are_kept_smaller(photo_folder, monkeypatch):
-    monkeypatch.setattr(image_files, "KEPT_BYTES", 11 * 3 * 40**2)
-    photographs = image_files.folder_photographs.__wrapped__(photo_folder, True, 64)
-    assert all(max(photograph.shape) == 40 for photograph in photographs)
+def test_the_large_ones_of_many_photographs_are_kept_smaller(tmp_path, monkeypatch):
+    for number in range(30):
+        Image.new("RGB", (80, 60) if number < 10 else (20, 10), (number, 0, 0)).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "broken.jpg").write_text("not a picture")
+    small, at_40 = 20 * 3 * 20 * 10, 10 * 3 * 40 * 30
+    for limit, longer_side in ((small + at_40, 40), (small + at_40 - 100, 39), (1 << 20, 80), (0, 1)):
+        monkeypatch.setattr(image_files, "KEPT_BYTES", limit)
+        photographs = image_files.folder_photographs.__wrapped__(str(tmp_path), True, 64)
+        assert {max(photo.shape[:2]) for photo in photographs} == {longer_side, min(20, longer_side)}
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path):
