@@ -8,7 +8,9 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import torch
 from conftest import ROWS, smooth_images
 from helpers import PALETTE, SMALL, THREE_COLORS, TINY
 
+import color_regression
 import colorization
 import data
 from data import ImageDataset, ImageSource
@@ -33,18 +36,26 @@ from utils.checkpoint import load_checkpoint, load_network, new_network, pretrai
 from utils.console import UserError
 from utils.files import PROJECT
 
+LOSSES = {"train_loss": 1.0, "valid_loss": 2.0, "valid_accuracy": 0.5}
+METRICS = {"epoch": 1} | LOSSES | {"learning_rate": 0.1, "seconds": 3.0}  # of an epoch
+
+
+def small_log(out_dir, path=None):
+    """A network, and the log of its run of two epochs."""
+    net, content = new_network(PALETTE, model="CNN", num_filters=2)
+    return net, RunLog(content, {"epochs": 2, "learning_rate": 0.01}, out_dir, path)
+
 
 def test_every_process_resumes_from_the_state_that_it_reads(tmp_path, monkeypatch):
     """Also one that writes nothing."""
-    net, content = new_network(PALETTE, model="CNN", kernel=3, num_filters=2)
-    log = RunLog(content, {"epochs": 2, "learning_rate": 0.01}, tmp_path)
-    metrics = {"train_loss": 1.0, "valid_loss": 2.0, "valid_accuracy": 0.5, "learning_rate": 0.1, "seconds": 3.0}
-    log.write({"epoch": 1} | metrics, net.state_dict(), {"a": {}})
+    net, log = small_log(tmp_path)
+    log.write(METRICS, net.state_dict(), {"a": {}})
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    loaded, other = [], RunLog(content, {"epochs": 2, "learning_rate": 0.01}, tmp_path)
+    loaded: list[dict] = []
+    _, other = small_log(tmp_path)
     other.resume(loaded.append)
     assert other.history == log.history and loaded == [{"a": {}}]
-    other.write({"epoch": 2} | metrics, net.state_dict(), {"a": {}})
+    other.write(METRICS | {"epoch": 2}, net.state_dict(), {"a": {}})
     assert len(torch.load(tmp_path / "cnn_k3_f2.state", weights_only=True)["history"]) == 1
     (tmp_path / "cnn_k3_f2.state").unlink()
     with pytest.raises(UserError, match=r"cnn_k3_f2\.state: cannot read the training state"):
@@ -177,16 +188,28 @@ def test_a_loss_that_is_not_finite_in_the_first_epoch_says_that_nothing_is_saved
     assert "epoch 1; no checkpoint was saved: " in fails(colorization.main, *TINY, "-e", "1", "-c", small_palette)
 
 
-def test_resuming_a_complete_run_writes_what_is_missing(cifar, small_palette, monkeypatch):
+def test_resuming_a_complete_run_writes_what_is_missing(cifar, small_palette, monkeypatch, capsys):
     command = [*TINY, "-e", "2", "-c", str(small_palette)]
     with monkeypatch.context() as patched:
         patched.setattr("training.log.save_curve", lambda *_: (_ for _ in ()).throw(Stopped))
         with pytest.raises(Stopped):
             colorization.main(command)
     before = metrics_of("outputs/unet_k3_f2.csv")
+    files = sorted(path for path in Path("outputs").iterdir() if not path.name.startswith("."))
+    weights = load_checkpoint("outputs/unet_k3_f2.pkl").state_dict
+    for path in files:
+        if path.suffix != ".state":
+            path.unlink()
     colorization.main([*command, "--resume"])
     assert metrics_of("outputs/unet_k3_f2.csv") == before
-    assert Path("outputs/unet_k3_f2_curve.png").exists() and Path("outputs/unet_k3_f2_images.png").exists()
+    written = {path.name for path in Path("outputs").iterdir()}
+    assert written >= {path.name for path in files} - {"unet_k3_f2_best.pkl"}
+    assert "unet_k3_f2_curve.png" in written and "unet_k3_f2_images.png" in written
+    again = load_checkpoint("outputs/unet_k3_f2.pkl").state_dict
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
+    assert ("outputs/unet_k3_f2_best.pkl" in capsys.readouterr().out.splitlines()[-1]) == (
+        "unet_k3_f2_best.pkl" in written
+    )
 
 
 @pytest.mark.parametrize("which", ["training_images", "validation_images"])
@@ -404,7 +427,6 @@ def test_checkpoint_is_saved_where_it_is_asked_for(cifar, small_palette):
     assert load_checkpoint("mine.pkl").model == "UNet"
     assert sorted(path.name for path in Path("outputs").iterdir()) == [
         ".mine.lock",
-        ".mine_best.lock",
         "mine.csv",
         "mine.json",
         "mine.state",
@@ -457,3 +479,84 @@ def test_the_palette_in_use_is_not_replaced(cifar, fails):
     before = data.palette_path(24, "horse").read_bytes()
     said = fails(colorization.main, "-e", "1", "-f", "1", "-b", "8", "--checkpoint", data.palette_path(24, "horse"))
     assert "would replace" in said and data.palette_path(24, "horse").read_bytes() == before
+
+
+def test_a_first_epoch_that_is_stopped_while_it_is_saved_is_not_complete(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    net, log = small_log(tmp_path)
+    monkeypatch.setattr("training.log.write_torch_file", stop)
+    with pytest.raises(KeyboardInterrupt, match="stopped; no epoch was complete, so nothing is saved"), log.running():
+        log.write(METRICS, net.state_dict(), {"a": {}})
+    assert log.history == []
+
+
+def test_ctrl_c_while_a_run_is_resumed_says_what_is_saved(tmp_path):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    net, log = small_log(tmp_path)
+    log.write(METRICS, net.state_dict(), {"a": {}})
+    _, log = small_log(tmp_path)
+    with pytest.raises(KeyboardInterrupt, match="epoch 1 of 2 is saved"), log.running():
+        log.resume(stop)
+
+
+def test_the_shipped_weights_are_not_replaced_by_their_relative_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    with pytest.raises(UserError, match="training does not write to weights/"):
+        small_log(tmp_path, Path("weights/mine.pkl"))
+
+
+def test_a_run_owns_its_files_by_any_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with small_log(Path("outputs"), tmp_path / "outputs" / "u.pkl")[1].running():  # one folder, by two names
+        pass
+    Path("link.pkl").symlink_to("real/w.pkl")
+    one, two = small_log(Path("one"), Path("link.pkl"))[1], small_log(Path("two"), Path("real/w.pkl"))[1]
+    with one.running(), pytest.raises(UserError, match="another run is writing it"), two.running():
+        pass
+
+
+def test_a_state_of_another_format_or_with_other_numbers_is_refused(tmp_path):
+    net, log = small_log(tmp_path)
+    log.write(METRICS, net.state_dict(), {"a": {}})
+    content = torch.load(log.path_for(".state"), weights_only=True)
+    for damage in ({"format": "colorization training state 4"}, {"history": [METRICS | {"valid_loss": math.nan}]}):
+        torch.save(content | damage, log.path_for(".state"))
+        with pytest.raises(UserError, match="not a training state"):
+            log.resume(lambda _: None)
+
+
+def test_a_run_records_its_command_and_its_processes(tmp_path, monkeypatch):
+    net, log = small_log(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["colorization.py", "--out-dir", "my runs"])
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    log.write(METRICS, net.state_dict(), {"a": {}})
+    record = json.loads(log.path_for(".json").read_text())
+    assert shlex.split(record["command"]) == sys.argv and record["processes"] == 3
+
+
+def test_the_history_of_two_epochs(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr("training.log.save_curve", lambda path, title, history: titles.append(title))
+    net, log = small_log(tmp_path)
+    for epoch in (1, 2):
+        log.write(METRICS | {"epoch": epoch}, net.state_dict(), {"a": {}})
+    log.finish()
+    assert titles == ["CNN, unknown, epoch 2"]
+    lines = log.path_for(".csv").read_bytes().split(b"\n")
+    assert lines == [",".join(METRICS).encode(), b"1,1.0,2.0,0.5,0.1,3.0", b"2,1.0,2.0,0.5,0.1,3.0", b""]
+
+
+def test_a_regression_run_is_resumed_and_draws_every_epoch(cifar, monkeypatch, capsys):
+    command = [*SMALL, "--checkpoint", "r.pkl", "--plot"]
+    with monkeypatch.context() as patched:
+        stop_in_epoch(patched, 2, Stopped)
+        with pytest.raises(Stopped):
+            color_regression.main(command)
+    capsys.readouterr()
+    color_regression.main([*command, "--resume"])
+    assert re.findall(r"epoch +\d/2 ", capsys.readouterr().out) == ["epoch   2/2 "]
+    assert Path("outputs/r_epoch002.png").exists()

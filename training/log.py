@@ -64,25 +64,30 @@ class RunLog:
     def write(self, epoch_metrics: dict, weights: dict[str, Tensor], trainer_state: dict) -> None:
         """Write the files after an epoch, and print its line."""
         history = [*self.history, epoch_metrics]
-        if distributed.rank() == 0:
-            epoch = epoch_metrics["epoch"]
-            checkpoint = replace(self.checkpoint, epoch=epoch, metrics=epoch_metrics, state_dict=weights)
-            save_checkpoint(self.path, checkpoint)
-            if epoch_metrics["valid_loss"] == min(row["valid_loss"] for row in history):
-                save_checkpoint(self.best_path, checkpoint)
-            with atomic_write(self.path_for(".csv"), "x") as file:
-                writer = csv.DictWriter(file, epoch_metrics, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(history)
-            progress = {"epochs_done": epoch, "seconds": sum(row["seconds"] for row in history)}
-            with atomic_write(self.path_for(".json"), "x") as file:
-                json.dump(self.settings | environment(weights) | progress, file, indent=1)
-            state = {"format": STATE_FORMAT, "settings": self.settings, "history": history, "trainer": trainer_state}
-            write_torch_file(self.path_for(".state"), state)
+        self.save(history, weights, trainer_state)
         self.history = history  # the epoch is complete only now
         line = f"epoch {epoch_metrics['epoch']:3}/{self.settings['epochs']}"
         line += f"   training loss {epoch_metrics['train_loss']:.5f}   {self.last_metrics()}"
         print(f"{line}   {epoch_metrics['seconds']:.1f} s", flush=True)
+
+    def save(self, history: list[dict], weights: dict[str, Tensor], trainer_state: dict) -> None:
+        """Write the files of a run with this history; processes other than the first write nothing."""
+        if distributed.rank():
+            return
+        metrics = history[-1]
+        checkpoint = replace(self.checkpoint, epoch=metrics["epoch"], metrics=metrics, state_dict=weights)
+        save_checkpoint(self.path, checkpoint)
+        if metrics["valid_loss"] == min(row["valid_loss"] for row in history):
+            save_checkpoint(self.best_path, checkpoint)
+        with atomic_write(self.path_for(".csv"), "x") as file:
+            writer = csv.DictWriter(file, metrics, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(history)
+        progress = {"epochs_done": metrics["epoch"], "seconds": sum(row["seconds"] for row in history)}
+        with atomic_write(self.path_for(".json"), "x") as file:
+            json.dump(self.settings | environment(weights) | progress, file, indent=1)
+        state = {"format": STATE_FORMAT, "settings": self.settings, "history": history, "trainer": trainer_state}
+        write_torch_file(self.path_for(".state"), state)
 
     def last_metrics(self) -> str:
         """Return the last epoch's validation metrics as a line of text."""
@@ -94,11 +99,11 @@ class RunLog:
 
         Raises UserError if another process owns them.
         """
-        folders = {self.path.parent.resolve(), self.out_dir.resolve()} if distributed.rank() == 0 else ()
-        lock_paths = [folder / f".{path.stem}.lock" for folder in folders for path in (self.path, self.best_path)]
+        files = (self.path, self.best_path, self.path_for(".csv")) if distributed.rank() == 0 else ()
+        lock_paths = {(file := path.resolve()).with_name(f".{file.stem}.lock") for path in files}
         try:
             with ExitStack() as locks:  # which the operating system releases when a process dies
-                for path in lock_paths:
+                for path in sorted(lock_paths):
                     try:
                         path.parent.mkdir(parents=True, exist_ok=True)
                         locks.enter_context(FileLock(path, timeout=0))
@@ -124,7 +129,8 @@ class RunLog:
         """Draw the curve of the complete run, and say where its files are."""
         title = f"{self.checkpoint.model}, {self.checkpoint.data}, epoch {len(self.history)}"
         save_curve(self.path_for("_curve.png"), title, self.history)
-        print(f"saved {self.path}, {self.best_path}; {', '.join(str(self.path_for(ending)) for ending in SUFFIXES)}")
+        weights = [str(path) for path in (self.path, self.best_path) if path.exists()]  # the best may have been deleted
+        print(f"saved {', '.join(weights)}; {', '.join(str(self.path_for(ending)) for ending in SUFFIXES)}")
 
     def resume(self, load_trainer: Callable[[dict], None]) -> None:
         """Read the history of the interrupted run, and have its trainer's state loaded.
@@ -151,8 +157,8 @@ class RunLog:
                     raise ValueError(f"the metrics of epoch {epoch} are not those that it should have, or not finite")
             if not 0 < len(history) <= self.settings["epochs"]:
                 raise ValueError("it has no epochs, or too many")
+            self.history = history
             load_trainer(content["trainer"])
-        self.history = history
 
 
 def run_settings(checkpoint: Checkpoint, source: ImageSource, start_from: Path | None, valid_set: ImageDataset) -> dict:

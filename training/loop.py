@@ -73,6 +73,8 @@ def run_training(
     with log.running():
         if resume:
             log.resume(trainer.load_state_dict)
+            if len(log.history) == config.epochs:  # its files may have been deleted
+                log.save(log.history, net.state_dict(), trainer.state_dict())
         print(f"{log.checkpoint}\n{counts} of {log.checkpoint.data}, on {trainer}", flush=True)
         for epoch in range(len(log.history) + 1, config.epochs + 1):
             start = time.perf_counter()
