@@ -22,7 +22,7 @@ def choose_device(name: str | None) -> torch.device:
     """Return the torch device called `name`; None means CUDA if there is a GPU, else the CPU. Raises UserError."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,2})?", name):
+    if not re.fullmatch(r"cpu|mps|cuda(:[1-9]?[0-9])?", name):
         raise UserError(f"--device {name}: no such device; use cpu, cuda, cuda:N or mps")
     device = torch.device(name)
     number = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}[device.type]

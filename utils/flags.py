@@ -25,7 +25,6 @@ USED_FLAGS = {  # by what a script does: the flags that have an effect
     "an image file": COMMON | {"image"},
 }
 
-
 NOT_DOWNSIZED = "is not needed: images are used at their own size; remove it"
 OLD_FLAGS = {"-n": "is -f here (--num-filters)", "-d": NOT_DOWNSIZED, "--downsize-input": NOT_DOWNSIZED}
 
@@ -40,9 +39,12 @@ class Parser(ArgumentParser):
         """Return the flags. Raises UserError."""
         words = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in argv]
         for word in words:
-            name = "-n" if re.fullmatch(r"-n=?\d*", word) else word.partition("=")[0]
-            if name in OLD_FLAGS or not word:
-                self.error(f"{name} {OLD_FLAGS[name]}" if word else "an argument is empty")
+            name, equals, value = word.partition("=")
+            name = "-n" if re.fullmatch(r"-n\d+", name) else name
+            if name in OLD_FLAGS:
+                self.error(f"{name} {OLD_FLAGS[name]}")
+            if not word or (name.startswith("-") and equals and not value):
+                self.error(f"{name or 'an argument'} is empty")
         return super().parse_args([word for word in words if word not in ("-g", "--gpu")])  # a GPU is used anyway
 
     def error(self, message: str) -> NoReturn:
