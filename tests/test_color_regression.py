@@ -1,12 +1,15 @@
 """color_regression.py from its command line."""
 
 import re
+from pathlib import Path
 
 import pytest
-from helpers import SMALL, is_picture, rows_of
+import torch
+from helpers import PALETTE, SMALL, is_picture, rows_of
 
 import color_regression
 import data
+from utils.checkpoint import load_checkpoint, new_network, save_checkpoint
 
 
 def test_regression(cifar, capsys):
@@ -24,3 +27,14 @@ def test_regression(cifar, capsys):
     images = data.ImageSource().validation_images().numpy() / 256
     assert float(copied[1]) == pytest.approx(((images - images.mean(1, keepdims=True)) ** 2).mean(), abs=1e-6)
     assert is_picture("outputs/regression_cnn_valid.png")
+
+
+def test_training_starts_from_a_checkpoint(cifar, fails):
+    content = new_network(None, seed=7, model="RegressionCNN", kernel=5, num_filters=2)[1]
+    save_checkpoint(Path("r.pkl"), content)
+    color_regression.main(["-e", "1", "-b", "10", "-l", "1e-8", "--start-from", "r.pkl"])
+    trained = load_checkpoint("outputs/regression_cnn_k5_f2.pkl").state_dict
+    assert torch.allclose(trained["finalconv.weight"], content.state_dict["finalconv.weight"], atol=1e-5)
+    save_checkpoint(Path("u.pkl"), new_network(PALETTE, num_filters=2)[1])
+    for flags in (["--checkpoint", "u.pkl"], ["-e", "1", "--start-from", "u.pkl"]):
+        assert "its model is UNet, not RegressionCNN" in fails(color_regression.main, *flags)

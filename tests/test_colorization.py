@@ -205,3 +205,21 @@ def test_a_palette_fitted_to_an_album_is_found_again_at_any_working_size(photo_f
     colorization.main(["--valid", *flags])
     colorization.main(["--colorize", str(photo_folder / "0.png"), *flags])
     colorization.main(["--colorize", str(photo_folder / "0.png"), *flags, "--working-size", "48"])
+
+
+def test_an_album_is_validated_by_the_network_for_photographs(photo_folder, capsys):
+    colorization.main(["--valid", "--data", str(photo_folder)])
+    assert "DeepUNet, kernel 3, 32 filters" in capsys.readouterr().out
+
+
+def test_the_palette_of_a_network_that_colors_is_fitted_to_the_images_that_are_named(monkeypatch, fails, tmp_path):
+    seen = []
+
+    def palette_for(colors, source, seed):
+        seen.append((colors, source, seed))
+        raise colorization.UserError("enough")
+
+    monkeypatch.setattr(colorization, "palette_for", palette_for)
+    flags = ["-c", "5", "-s", "3", "--holdout", "2", "--category", "cat", "--out-dir", tmp_path]
+    fails(colorization.main, "--colorize", "a.png", *flags)
+    assert seen == [("5", data.ImageSource(category="cat", holdout=2), 3)]

@@ -308,13 +308,13 @@ def test_2_to_256_colors_are_supported():
         data.palette_file("257", ImageSource())
 
 
-def test_k_means_starts_from_the_seed(monkeypatch):
+def test_k_means_starts_from_the_seed_and_goes_on_until_nothing_moves(monkeypatch):
     from sklearn.cluster import KMeans
 
     fit, seen = KMeans.fit, []
-    monkeypatch.setattr(KMeans, "fit", lambda self, *a, **k: seen.append(self.random_state) or fit(self, *a, **k))
+    monkeypatch.setattr(KMeans, "fit", lambda self, *a, **k: seen.append(vars(self)) or fit(self, *a, **k))
     data.fit_palette(torch.from_numpy(smooth_images(4)), 3, seed=5)
-    assert seen == [5]
+    assert [seen[0][name] for name in ("random_state", "tol", "max_iter")] == [5, 1e-7, 1000]
 
 
 def test_a_palette_of_chromas_tells_colors_apart_whatever_their_gray():
@@ -344,3 +344,56 @@ def test_a_palette_file_is_small(tmp_path):
     np.save(tmp_path / "p.npy", np.zeros(200_000))
     with pytest.raises(UserError, match="it has 1,600,128 bytes"):
         data.load_palette(tmp_path / "p.npy")
+
+
+def test_where_cifar10_is(cifar, monkeypatch):
+    assert ImageSource().path == cifar / cifar10.FOLDER
+    monkeypatch.setenv("COLORIZATION_DATA", "~/pictures")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert ImageSource().cifar10_folder == Path("/home/somebody/pictures")
+
+
+def test_a_folder_called_sample_is_not_the_sample(cifar, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample").symlink_to(cifar)
+    assert ImageSource("sample").path is None and ImageSource("sample").is_album
+    assert ImageSource("./sample").cifar10_folder == Path("sample")
+
+
+def test_an_album_has_as_many_crops_as_photographs_if_these_are_many(monkeypatch):
+    monkeypatch.setattr(ImageSource, "photographs", lambda self, train: [np.zeros((40, 40, 3), np.uint8)] * 7)
+    monkeypatch.setattr(data, "MIN_CROPS", 5)
+    assert len(ImageSource("sample").training_images()) == len(ImageSource("sample").validation_images()) == 7
+    assert ImageSource("sample").training_set(None, CPU).crops.keywords == {"augmented": True}
+
+
+def test_crops_are_as_the_source_says(monkeypatch):
+    read, cropped = [], []
+    monkeypatch.setattr(data, "folder_photographs", lambda folder, *settings: read.append(settings) or [])
+    monkeypatch.setattr(data, "random_crops", lambda photographs, *settings, seed: cropped.append(settings))
+    ImageSource(".", working_size=48, crop_size=64).validation_images()
+    assert read == [(False, 48)] and cropped == [(64, 48, 200)]
+
+
+def test_chromas_of_pure_colors_stay_colors():
+    red_and_blue = torch.tensor([[255, 0], [0, 0], [0, 255]], dtype=torch.uint8).view(1, 3, 1, 2)
+    palette, _ = data.fit_palette(red_and_blue, 2, chroma=True)  # their gray, 85, becomes 128: 298 would be too much
+    expected = [[256, 57.333, 57.333], [57.333, 57.333, 256]]
+    assert palette.max() <= 1 and np.allclose(sorted((palette * 256).tolist(), reverse=True), expected, atol=0.01)
+
+
+def test_a_number_of_colors_means_the_shipped_palette_of_the_same_images(cifar, tmp_path):
+    assert data.palette_file("24", ImageSource()) == data.palette_path(24, "horse")
+    assert data.palette_file("24", ImageSource(category="cat")) is None  # none is shipped
+    assert data.palette_file("24", ImageSource(str(tmp_path / "album"))) is None
+
+
+def test_a_palette_is_fitted_as_the_flags_say(cifar, photo_folder, monkeypatch, fails):
+    fitted, named = [], []
+    monkeypatch.setattr(data, "fit_palette", lambda *settings: fitted.append(settings) or (PALETTE, 0.1))
+    monkeypatch.setattr(data, "palette_path", lambda *name: named.append(name) or Path("p.npy"))
+    data.main(["--colors", "5", "--category", "cat", "--seed", "3", "--chroma"])
+    images, *settings = fitted[0]
+    assert torch.equal(images, ImageSource(category="cat").training_images()) and settings == [5, 3, True]
+    assert named == [(5, "cat")] and Path("p.npy").exists()
+    assert f"--data {photo_folder} needs --output FILE" in fails(data.main, "--data", photo_folder)

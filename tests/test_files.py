@@ -11,9 +11,11 @@ from helpers import SMALL, TINY, save_image
 from PIL import Image
 
 import activations
+import color_regression
 import colorization
 import data
 from utils import files
+from utils.checkpoint import new_network, save_checkpoint
 from utils.console import UserError
 from utils.files import atomic_write, check_writable
 
@@ -109,7 +111,7 @@ def test_no_input_is_replaced(cifar, small_palette, fails, monkeypatch):
     colorization.main([*TINY, "-e", "1", "-c", str(small_palette), "--checkpoint", "u.pkl"])
     Path("U.PKL").hardlink_to("u.pkl")  # as on a file system that ignores the case of names
     Path("outputs/unet_valid.png").write_bytes(Path("u.pkl").read_bytes())
-    kept = {path: path.read_bytes() for path in (Path("u.pkl"), Path("outputs/unet_valid.png"), small_palette)}
+    kept = {path: path.read_bytes() for path in (Path("u.pkl"), small_palette)}
     train = [*TINY, "-e", "1", "-c", small_palette]
     for argv in (
         [*train, "--checkpoint", small_palette],
@@ -118,6 +120,12 @@ def test_no_input_is_replaced(cifar, small_palette, fails, monkeypatch):
         ["--valid", "--checkpoint", "outputs/unet_valid.png"],
     ):
         assert "would replace" in fails(colorization.main, *argv)
+    Path("outputs/unet_valid.png").write_bytes(small_palette.read_bytes())
+    flags = ["-c", "outputs/unet_valid.png", "--checkpoint", "u.pkl"]
+    assert "would replace" in fails(colorization.main, "--valid", *flags)
+    baseline = Path("outputs/regression_cnn_valid.png")
+    save_checkpoint(baseline, new_network(None, model="RegressionCNN", num_filters=2)[1])
+    assert "would replace" in fails(color_regression.main, "--checkpoint", baseline)
     assert "would become part" in fails(data.main, "--data", "album", "-c", 3, "--output", "album/0.png")
     data.main(["--data", "album", "-c", "3", "--output", "album/palette.npy"])  # which is no image
     for argv in (["--data", "album", "--out-dir", "album/results"], ["--data", "."]):

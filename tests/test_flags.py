@@ -188,3 +188,39 @@ def test_wrong_flags_are_one_line(flags, said, fails):
 
 def test_an_index_of_many_digits(cifar, fails):
     assert "there is no test image 99999999999999999999: indices run from 0 to" in fails(activations.main, "9" * 5000)
+
+
+def test_a_value_may_contain_what_flags_do():
+    assert colorization.parse(["--out_dir=my_runs=1"]).out_dir == Path("my_runs=1")
+    assert colorization.parse(["--kernel", "15"]).kernel == 15
+
+
+def test_an_empty_value_is_refused(fails):
+    for flag in ("--colors", "--out-dir"):
+        assert f"{flag} is empty" in fails(colorization.main, "--valid", f"{flag}=")
+        assert "an argument is empty" in fails(colorization.main, "--valid", flag, "")
+
+
+def test_a_palette_file_needs_no_seed(fails):
+    for mode in (["--valid"], ["--colorize", "a.png"]):
+        assert "--seed has no effect with" in fails(colorization.main, *mode, "-c", "palette.npy", "--seed", "3")
+
+
+@pytest.mark.parametrize("script", [colorization, color_regression])
+def test_the_seed_is_that_of_the_first_weights(cifar, small_palette, monkeypatch, script):
+    seeds, new_network = [], script.new_network
+
+    def recorded(palette, seed, **architecture):
+        seeds.append(seed)
+        return new_network(palette, seed, **architecture)
+
+    monkeypatch.setattr(script, "new_network", recorded)
+    colors = ["-c", str(small_palette)] if script is colorization else []
+    script.main(["-e", "1", "-b", "8", "-f", "2", "--seed", "3", *colors])
+    assert seeds == [3]
+
+
+@pytest.mark.parametrize(("script", "flags"), [(colorization, ["--colorize", "a.png"]), (color_regression, [])])
+def test_torchrun_only_trains(monkeypatch, fails, script, flags):
+    monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
+    assert "only training runs in several processes" in fails(script.main, *flags)

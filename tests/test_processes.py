@@ -63,6 +63,7 @@ def test_two_processes_learn_what_one_does(folder, capsys):
     out, error = process.communicate(timeout=100)
     assert process.returncode == 0, error
     assert "in 2 processes" in out and out.count("epoch   1/3") == 1  # the first process alone prints
+    assert "saved two/unet_k3_f4.pkl" in out
 
     one, two = rows_of("one/unet_k3_f4.csv"), rows_of("two/unet_k3_f4.csv")
     assert len(two) == 3
@@ -121,12 +122,32 @@ def test_all_processes_begin_with_the_weights_of_the_first(monkeypatch):
 
 
 def test_gradients_are_averaged(monkeypatch):
-    """Each process's gradient becomes the mean; here, the other one's is three times as large."""
+    """Each process's gradient becomes the mean; here, all four together have eight times this one's."""
     model = torch.nn.Linear(2, 1)
     model(torch.tensor([[1.0, 2.0]])).sum().backward()
     distributed.average_gradients(model)
     assert model.weight.grad.tolist() == [[1, 2]]  # one process has them already
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "all_reduce_sum", lambda tensor: tensor.mul_(4))
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda tensor: tensor.mul_(8))
     distributed.average_gradients(model)
     assert model.weight.grad.tolist() == [[2, 4]] and model.bias.grad.tolist() == [2]
+
+
+def test_frozen_parameters_have_no_gradients_to_average(monkeypatch):
+    model = torch.nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    model(torch.ones(1, 2)).sum().backward()
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda tensor: tensor)
+    distributed.average_gradients(model)
+    assert model.bias.grad is None
+
+
+def test_all_processes_get_the_values_of_the_first(monkeypatch):
+    sources = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source: sources.append(source))
+    distributed.broadcast([torch.ones(1)])
+    assert sources == []  # one process has them
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    distributed.broadcast([torch.ones(1), torch.zeros(2)])
+    assert sources == [0, 0]
