@@ -190,8 +190,12 @@ def test_an_index_of_many_digits(cifar, fails):
     assert "there is no test image 99999999999999999999: indices run from 0 to" in fails(activations.main, "9" * 5000)
 
 
-def test_a_value_may_contain_what_flags_do():
+def test_values_may_contain_underscores_and_equals_signs():
     assert colorization.parse(["--out_dir=my_runs=1"]).out_dir == Path("my_runs=1")
+    assert colorization.parse(["--out-dir", "runs="]).out_dir == Path("runs=")
+
+
+def test_the_largest_kernel():
     assert colorization.parse(["--kernel", "15"]).kernel == 15
 
 
@@ -201,7 +205,7 @@ def test_an_empty_value_is_refused(fails):
         assert "an argument is empty" in fails(colorization.main, "--valid", flag, "")
 
 
-def test_a_palette_file_needs_no_seed(fails):
+def test_with_a_palette_file_a_seed_is_refused(fails):
     for mode in (["--valid"], ["--colorize", "a.png"]):
         assert "--seed has no effect with" in fails(colorization.main, *mode, "-c", "palette.npy", "--seed", "3")
 

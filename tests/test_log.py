@@ -188,28 +188,30 @@ def test_a_loss_that_is_not_finite_in_the_first_epoch_says_that_nothing_is_saved
     assert "epoch 1; no checkpoint was saved: " in fails(colorization.main, *TINY, "-e", "1", "-c", small_palette)
 
 
-def test_resuming_a_complete_run_writes_what_is_missing(cifar, small_palette, monkeypatch, capsys):
+@pytest.mark.parametrize("best", [1, 2])
+def test_resuming_a_complete_run_writes_what_is_missing(cifar, small_palette, monkeypatch, capsys, best):
     command = [*TINY, "-e", "2", "-c", str(small_palette)]
+    losses = iter([1.0, 2.0] if best == 1 else [2.0, 1.0])
     with monkeypatch.context() as patched:
+        patched.setattr(loop, "evaluate", lambda *_: {"loss": next(losses), "accuracy": 0.5})
         patched.setattr("training.log.save_curve", lambda *_: (_ for _ in ()).throw(Stopped))
         with pytest.raises(Stopped):
             colorization.main(command)
-    before = metrics_of("outputs/unet_k3_f2.csv")
-    files = sorted(path for path in Path("outputs").iterdir() if not path.name.startswith("."))
-    weights = load_checkpoint("outputs/unet_k3_f2.pkl").state_dict
-    for path in files:
-        if path.suffix != ".state":
-            path.unlink()
+    files = {ending: Path(f"outputs/unet_k3_f2{ending}") for ending in (".pkl", "_best.pkl", ".csv", ".json")}
+    before = {ending: path.read_bytes() for ending, path in files.items()}
     colorization.main([*command, "--resume"])
-    assert metrics_of("outputs/unet_k3_f2.csv") == before
-    written = {path.name for path in Path("outputs").iterdir()}
-    assert written >= {path.name for path in files} - {"unet_k3_f2_best.pkl"}
-    assert "unet_k3_f2_curve.png" in written and "unet_k3_f2_images.png" in written
-    again = load_checkpoint("outputs/unet_k3_f2.pkl").state_dict
+    assert Path("outputs/unet_k3_f2_curve.png").exists() and Path("outputs/unet_k3_f2_images.png").exists()
+    assert all(path.read_bytes() == before[ending] for ending, path in files.items())
+    for path in files.values():
+        path.unlink()
+    capsys.readouterr()
+    colorization.main([*command, "--resume"])
+    assert files[".csv"].read_bytes() == before[".csv"] and files[".json"].exists()
+    again, weights = load_checkpoint(files[".pkl"]).state_dict, torch.load(io.BytesIO(before[".pkl"]))["state_dict"]
     assert all(torch.equal(value, again[name]) for name, value in weights.items())
-    assert ("outputs/unet_k3_f2_best.pkl" in capsys.readouterr().out.splitlines()[-1]) == (
-        "unet_k3_f2_best.pkl" in written
-    )
+    assert files["_best.pkl"].exists() == (best == 2)  # else its weights are gone
+    said = "outputs/unet_k3_f2.pkl, outputs/unet_k3_f2_best.pkl;" if best == 2 else "outputs/unet_k3_f2.pkl;"
+    assert f"saved {said}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("which", ["training_images", "validation_images"])
@@ -487,7 +489,7 @@ def test_a_first_epoch_that_is_stopped_while_it_is_saved_is_not_complete(tmp_pat
 
     net, log = small_log(tmp_path)
     monkeypatch.setattr("training.log.write_torch_file", stop)
-    with pytest.raises(KeyboardInterrupt, match="stopped; no epoch was complete, so nothing is saved"), log.running():
+    with pytest.raises(KeyboardInterrupt, match="stopped before an epoch was complete"), log.running():
         log.write(METRICS, net.state_dict(), {"a": {}})
     assert log.history == []
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import platform
 import reprlib
 import shlex
@@ -52,7 +53,7 @@ class RunLog:
         self.path = path or out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
         self.best_path = self.path.parent / f"{self.path.stem}_best.pkl"
         self.history: list[dict] = []
-        if self.path.resolve().parent == PROJECT / "weights":
+        if Path(os.path.realpath(self.path)).parent == PROJECT / "weights":
             advice = "training does not write to weights/, which has the shipped files; name another file"
             raise UserError(f"{self.path}: {advice}")
         check_targets((self.path, self.best_path, *map(self.path_for, SUFFIXES)), inputs)
@@ -62,15 +63,15 @@ class RunLog:
         return self.out_dir / f"{self.path.stem}{suffix}"
 
     def write(self, epoch_metrics: dict, weights: dict[str, Tensor], trainer_state: dict) -> None:
-        """Write the files after an epoch, and print its line."""
+        """Write the files after an epoch, record it and print its line."""
         history = [*self.history, epoch_metrics]
-        self.save(history, weights, trainer_state)
+        self.write_files(history, weights, trainer_state)
         self.history = history  # the epoch is complete only now
         line = f"epoch {epoch_metrics['epoch']:3}/{self.settings['epochs']}"
         line += f"   training loss {epoch_metrics['train_loss']:.5f}   {self.last_metrics()}"
         print(f"{line}   {epoch_metrics['seconds']:.1f} s", flush=True)
 
-    def save(self, history: list[dict], weights: dict[str, Tensor], trainer_state: dict) -> None:
+    def write_files(self, history: list[dict], weights: dict[str, Tensor], trainer_state: dict) -> None:
         """Write the files of a run with this history; processes other than the first write nothing."""
         if distributed.rank():
             return
@@ -89,6 +90,10 @@ class RunLog:
         state = {"format": STATE_FORMAT, "settings": self.settings, "history": history, "trainer": trainer_state}
         write_torch_file(self.path_for(".state"), state)
 
+    def lacks_files(self) -> bool:
+        """Return whether files of the epochs so far have been deleted."""
+        return not all(path.exists() for path in (self.path, self.path_for(".csv"), self.path_for(".json")))
+
     def last_metrics(self) -> str:
         """Return the last epoch's validation metrics as a line of text."""
         return format_metrics(self.history[-1]["valid_loss"], self.history[-1].get("valid_accuracy"))
@@ -99,26 +104,27 @@ class RunLog:
 
         Raises UserError if another process owns them.
         """
-        files = (self.path, self.best_path, self.path_for(".csv")) if distributed.rank() == 0 else ()
-        lock_paths = {(file := path.resolve()).with_name(f".{file.stem}.lock") for path in files}
+        files = [self.path_for(".csv"), self.best_path, self.path] if distributed.rank() == 0 else []
+        files = [Path(os.path.realpath(file)) for file in files]
+        owned = {file.with_name(f".{file.stem}.lock"): file for file in files}
         try:
             with ExitStack() as locks:  # which the operating system releases when a process dies
-                for path in sorted(lock_paths):
+                for path, file in sorted(owned.items()):  # in this order, so that one of two runs gets them all
                     try:
                         path.parent.mkdir(parents=True, exist_ok=True)
                         locks.enter_context(FileLock(path, timeout=0))
                     except Timeout:
-                        advice = "another run is writing it; wait, or name another --out-dir"
-                        raise UserError(f"{self.path}: {advice}") from None
+                        advice = "another run is writing it; wait, or name another --checkpoint or --out-dir"
+                        raise UserError(f"{file}: {advice}") from None
                     except OSError as error:
                         raise UserError(f"{path}: cannot be locked ({error.strerror or error}); delete it") from error
                 yield
         except KeyboardInterrupt:
-            saved = "no epoch was complete, so nothing is saved"
+            stopped = "stopped before an epoch was complete"
             if self.history:
-                done = f"epoch {len(self.history)} of {self.settings['epochs']} is saved"
-                saved = f"{done}; to continue, repeat the command with --resume"
-            raise KeyboardInterrupt(f"stopped; {saved}") from None
+                stopped = f"stopped; epoch {len(self.history)} of {self.settings['epochs']} is saved"
+                stopped += "; to continue, repeat the command with --resume"
+            raise KeyboardInterrupt(stopped) from None
         except FloatingPointError as error:
             epoch = len(self.history)
             saved = f"{self.path} has the weights of epoch {epoch}" if epoch else "no checkpoint was saved"
@@ -129,7 +135,7 @@ class RunLog:
         """Draw the curve of the complete run, and say where its files are."""
         title = f"{self.checkpoint.model}, {self.checkpoint.data}, epoch {len(self.history)}"
         save_curve(self.path_for("_curve.png"), title, self.history)
-        weights = [str(path) for path in (self.path, self.best_path) if path.exists()]  # the best may have been deleted
+        weights = [str(path) for path in (self.path, self.best_path) if path.exists()]  # the best may be deleted
         print(f"saved {', '.join(weights)}; {', '.join(str(self.path_for(ending)) for ending in SUFFIXES)}")
 
     def resume(self, load_trainer: Callable[[dict], None]) -> None:

@@ -65,7 +65,8 @@ def run_training(
 ) -> None:
     """Train; after every epoch, evaluate the averaged weights and write the run's files.
 
-    `resume` continues the interrupted run of the same files; `plot` draws samples after every epoch. Raises UserError.
+    `resume` continues the interrupted run of the same files, or restores those of a complete one; `plot` draws samples
+    after every epoch. Raises UserError.
     """
     config, net, name = trainer.config, trainer.averaged_model, f"{log.checkpoint.model}, {log.checkpoint.data}"
     counts = f"{len(trainer.dataset):,} training and {len(valid_set):,} validation images"
@@ -73,8 +74,8 @@ def run_training(
     with log.running():
         if resume:
             log.resume(trainer.load_state_dict)
-            if len(log.history) == config.epochs:  # its files may have been deleted
-                log.save(log.history, net.state_dict(), trainer.state_dict())
+            if len(log.history) == config.epochs and log.lacks_files():
+                log.write_files(log.history, net.state_dict(), trainer.state_dict())
         print(f"{log.checkpoint}\n{counts} of {log.checkpoint.data}, on {trainer}", flush=True)
         for epoch in range(len(log.history) + 1, config.epochs + 1):
             start = time.perf_counter()

@@ -43,7 +43,7 @@ class Parser(ArgumentParser):
             name = "-n" if re.fullmatch(r"-n\d+", name) else name
             if name in OLD_FLAGS:
                 self.error(f"{name} {OLD_FLAGS[name]}")
-            if not word or (name.startswith("-") and equals and not value):
+            if not word or (name.startswith("--") and equals and not value):
                 self.error(f"{name or 'an argument'} is empty")
         return super().parse_args([word for word in words if word not in ("-g", "--gpu")])  # a GPU is used anyway
 
