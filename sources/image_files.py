@@ -226,12 +226,15 @@ def split_files(files: list[Path], train: bool) -> list[Path]:
 
 
 def kept_size(files: list[Path], size: int) -> int:
-    """Return the longer side of copies of image files: `size`, or less if they would take more than KEPT_BYTES."""
+    """Return the longest side that copies of image files may have: `size`, or less if all took over KEPT_BYTES."""
+    if 3 * len(files) * size**2 <= KEPT_BYTES:
+        return size
     sides = np.zeros((len(files), 2))
-    for pair, file in zip(sides, files):
+    for row, file in zip(sides, files):
         with contextlib.suppress(Exception), Image.open(file, formats=readable_formats()) as image:
-            pair[:] = image.size  # it stays 0 for an unreadable file
-    while size > 1 and 3 * (sides / np.maximum(1, sides.max(1, keepdims=True) / size)).prod(1).sum() > KEPT_BYTES:
+            row[:] = image.size  # it stays 0 if the file is unreadable
+    longer = sides.max(1, keepdims=True)
+    while size > 1 and 3 * (sides / np.maximum(1, longer / size)).prod(1).sum() > KEPT_BYTES:
         size -= 1
     return size
 

@@ -152,6 +152,7 @@ def test_the_large_ones_of_many_photographs_are_kept_smaller(tmp_path, monkeypat
     for number in range(30):
         Image.new("RGB", (80, 60) if number < 10 else (20, 10), (number, 0, 0)).save(tmp_path / f"{number:02}.png")
     (tmp_path / "broken.jpg").write_text("not a picture")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "too_large.png")
     small, at_40 = 20 * 3 * 20 * 10, 10 * 3 * 40 * 30
     for limit, longer_side in ((small + at_40, 40), (small + at_40 - 100, 39), (1 << 20, 80), (0, 1)):
         monkeypatch.setattr(image_files, "KEPT_BYTES", limit)
