@@ -32,7 +32,7 @@ from utils.checkpoint import load_network, pretrained_path
 from utils.console import UserError, print_table, run_script
 from utils.files import check_writable
 
-SIZES = (64, 96, 128, 160, 192)
+SIZES = (64, 96, 128, 160, 192, 224)
 LONGER_SIDE = 480
 DRAWN, COLUMNS = 8, 4
 

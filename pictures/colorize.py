@@ -33,7 +33,7 @@ from utils.console import UserError
 from utils.files import atomic_write, check_writable, report_read_errors
 
 PHOTOGRAPH_TEMPERATURE = 1.0  # the mean over several copies of a photograph needs no sharpening
-PHOTOGRAPH_GAIN = 1.3  # more than for small pictures: that mean, and enlarging, take some of the color
+PHOTOGRAPH_GAIN = 1.25  # more than for small pictures: that mean, and enlarging, take some of the color
 COPY_SCALES = (0.5, 1.0, 1.5)  # longer side of the copies that the network sees, as multiples of the working size
 RADIUS = 4  # of the guided filter, in pixels of the largest copy
 EPSILON = 1e-3  # variance of the gray above which the guided filter takes a difference for an edge

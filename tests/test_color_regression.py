@@ -29,12 +29,15 @@ def test_regression(cifar, capsys):
     assert is_picture("outputs/regression_cnn_valid.png")
 
 
-def test_training_starts_from_a_checkpoint(cifar, fails):
+def test_training_starts_from_a_checkpoint(cifar):
     content = new_network(None, seed=7, model="RegressionCNN", kernel=5, num_filters=2)[1]
     save_checkpoint(Path("r.pkl"), content)
     color_regression.main(["-e", "1", "-b", "10", "-l", "1e-8", "--start-from", "r.pkl"])
     trained = load_checkpoint("outputs/regression_cnn_k5_f2.pkl").state_dict
     assert torch.allclose(trained["finalconv.weight"], content.state_dict["finalconv.weight"], atol=1e-5)
+
+
+def test_a_classifier_is_refused(cifar, fails):
     save_checkpoint(Path("u.pkl"), new_network(PALETTE, num_filters=2)[1])
     for flags in (["--checkpoint", "u.pkl"], ["-e", "1", "--start-from", "u.pkl"]):
         assert "its model is UNet, not RegressionCNN" in fails(color_regression.main, *flags)

@@ -212,7 +212,7 @@ def test_an_album_is_validated_by_the_network_for_photographs(photo_folder, caps
     assert "DeepUNet, kernel 3, 32 filters" in capsys.readouterr().out
 
 
-def test_the_palette_of_a_network_that_colors_is_fitted_to_the_images_that_are_named(monkeypatch, fails, tmp_path):
+def test_colorize_fits_its_palette_to_the_images_that_the_flags_name(monkeypatch, fails, tmp_path):
     seen = []
 
     def palette_for(colors, source, seed):

@@ -308,7 +308,7 @@ def test_2_to_256_colors_are_supported():
         data.palette_file("257", ImageSource())
 
 
-def test_k_means_starts_from_the_seed_and_goes_on_until_nothing_moves(monkeypatch):
+def test_k_means_starts_from_the_seed_and_has_a_small_tolerance(monkeypatch):
     from sklearn.cluster import KMeans
 
     fit, seen = KMeans.fit, []
@@ -353,7 +353,7 @@ def test_where_cifar10_is(cifar, monkeypatch):
     assert ImageSource().cifar10_folder == Path("/home/somebody/pictures")
 
 
-def test_a_folder_called_sample_is_not_the_sample(cifar, tmp_path, monkeypatch):
+def test_sample_means_the_shipped_photographs_even_beside_a_folder_of_this_name(cifar, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sample").symlink_to(cifar)
     assert ImageSource("sample").path is None and ImageSource("sample").is_album
@@ -367,7 +367,7 @@ def test_an_album_has_as_many_crops_as_photographs_if_these_are_many(monkeypatch
     assert ImageSource("sample").training_set(None, CPU).crops.keywords == {"augmented": True}
 
 
-def test_crops_are_as_the_source_says(monkeypatch):
+def test_crops_have_the_sizes_of_the_source(monkeypatch):
     read, cropped = [], []
     monkeypatch.setattr(data, "folder_photographs", lambda folder, *settings: read.append(settings) or [])
     monkeypatch.setattr(data, "random_crops", lambda photographs, *settings, seed: cropped.append(settings))

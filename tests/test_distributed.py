@@ -45,6 +45,7 @@ def test_a_gpu_is_used_if_there_is_one_and_repeats_its_results(monkeypatch):
 @pytest.mark.parametrize(("name", "device", "backend"), [("cuda", "cuda:1", "nccl"), ("cpu", "cpu", "gloo")])
 def test_a_process_of_torchrun_takes_its_own_gpu_and_joins_the_others(monkeypatch, name, device, backend):
     chosen, joined, ends = [], [], []
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)  # so that it is put back
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)

@@ -38,11 +38,14 @@ FOREIGN_FLAGS |= {"--tb"}
 
 
 def commands(text):
-    """Return the commands that run this project's scripts, in code blocks and inline: (script, [argument])."""
+    """Return the commands that run this project's scripts, in code blocks and inline: (script, [argument]).
+
+    A block that runs Python code is ("-c", [code]).
+    """
     blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
+    lines = [line for block in blocks for line in ([block] if block.startswith("python -c") else block.splitlines())]
     lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
-    found = [re.match(r"python (\S+)\.py\b(.*)", line) for line in lines]
+    found = [re.match(r"python (-c|\S+(?=\.py\b))(?:\.py)?(.*)", line, re.DOTALL) for line in lines]
     return [(match[1], shlex.split(match[2], comments=True)) for match in found if match]
 
 
@@ -86,7 +89,9 @@ def test_commands_run_on_small_data(name, place, capsys):
         if script in SCRIPTS and (script, argv) not in seen and (argv or script == "color_regression"):
             seen.append((script, argv))
             importlib.import_module(script).main(shrink(script, argv))
-        assert script in [*SCRIPTS, *TOOLS], script
+        elif script == "-c":
+            exec(argv[0], {})
+        assert script in [*SCRIPTS, *TOOLS, "-c"], script
 
 
 def test_python_examples_run(place, monkeypatch):

@@ -120,6 +120,7 @@ def test_no_input_is_replaced(cifar, small_palette, fails, monkeypatch):
         ["--valid", "--checkpoint", "outputs/unet_valid.png"],
     ):
         assert "would replace" in fails(colorization.main, *argv)
+    assert Path("outputs/unet_valid.png").read_bytes() == kept[Path("u.pkl")]
     Path("outputs/unet_valid.png").write_bytes(small_palette.read_bytes())
     flags = ["-c", "outputs/unet_valid.png", "--checkpoint", "u.pkl"]
     assert "would replace" in fails(colorization.main, "--valid", *flags)
