@@ -226,7 +226,7 @@ def split_files(files: list[Path], train: bool) -> list[Path]:
 
 
 def kept_size(files: list[Path], size: int) -> int:
-    """Return the longest side that copies of image files may have: `size`, or less if all took over KEPT_BYTES."""
+    """Return the longer side of copies of image files: `size`, or less, to take at most KEPT_BYTES together."""
     if 3 * len(files) * size**2 <= KEPT_BYTES:
         return size
     sides = np.zeros((len(files), 2))

@@ -67,7 +67,7 @@ def place(cifar, tmp_path, monkeypatch):
     """A folder with all that the documents' commands read."""
     for name in ("weights", "color"):
         (tmp_path / name).symlink_to(PROJECT / name)
-    monkeypatch.setattr(data, "MIN_CROPS", 40)
+    monkeypatch.setattr(data, "MIN_CROPS", 8)
     monkeypatch.setattr(pictures.plots, "save", lambda figure, path: path.parent.mkdir(parents=True, exist_ok=True))
     for folder in ("album", "similar", "frames", "photographs", "handout/weights", "handout/color"):
         (tmp_path / folder).mkdir(parents=True)

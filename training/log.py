@@ -91,7 +91,7 @@ class RunLog:
         write_torch_file(self.path_for(".state"), state)
 
     def lacks_files(self) -> bool:
-        """Return whether files of the epochs so far have been deleted."""
+        """Return whether the last weights, the history or the settings have been deleted."""
         return not all(path.exists() for path in (self.path, self.path_for(".csv"), self.path_for(".json")))
 
     def last_metrics(self) -> str:
@@ -120,7 +120,7 @@ class RunLog:
                         raise UserError(f"{path}: cannot be locked ({error.strerror or error}); delete it") from error
                 yield
         except KeyboardInterrupt:
-            stopped = "stopped before an epoch was complete"
+            stopped = "stopped before the first epoch was complete"
             if self.history:
                 stopped = f"stopped; epoch {len(self.history)} of {self.settings['epochs']} is saved"
                 stopped += "; to continue, repeat the command with --resume"
@@ -139,7 +139,7 @@ class RunLog:
         print(f"saved {', '.join(weights)}; {', '.join(str(self.path_for(ending)) for ending in SUFFIXES)}")
 
     def resume(self, load_trainer: Callable[[dict], None]) -> None:
-        """Read the history of the interrupted run, and have its trainer's state loaded.
+        """Read the history of the earlier run, and have its trainer's state loaded.
 
         Raises UserError if the file is missing or damaged, or other settings were used.
         """

@@ -65,8 +65,8 @@ def run_training(
 ) -> None:
     """Train; after every epoch, evaluate the averaged weights and write the run's files.
 
-    `resume` continues the interrupted run of the same files, or restores those of a complete one; `plot` draws samples
-    after every epoch. Raises UserError.
+    `resume` continues the interrupted run of the same files, or restores missing ones of a complete run; `plot` draws
+    samples after every epoch. Raises UserError.
     """
     config, net, name = trainer.config, trainer.averaged_model, f"{log.checkpoint.model}, {log.checkpoint.data}"
     counts = f"{len(trainer.dataset):,} training and {len(valid_set):,} validation images"
