@@ -300,7 +300,8 @@ def test_a_regression_is_no_classifier_and_the_other_way_round(trained, fails):
     assert "r.pkl: a RegressionCNN predicts RGB, not palette colors" in fails(
         colorization.main, "--valid", "--checkpoint", "r.pkl"
     )
-    assert "its model is UNet, not RegressionCNN" in fails(color_regression.main, "--checkpoint", trained)
+    for flags in (["--checkpoint", trained], ["-e", "1", "--start-from", trained]):
+        assert "its model is UNet, not RegressionCNN" in fails(color_regression.main, *flags)
 
 
 @pytest.mark.parametrize(

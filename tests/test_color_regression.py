@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import PALETTE, SMALL, is_picture, rows_of
+from helpers import SMALL, is_picture, rows_of
 
 import color_regression
 import data
@@ -35,9 +35,3 @@ def test_training_starts_from_a_checkpoint(cifar):
     color_regression.main(["-e", "1", "-b", "10", "-l", "1e-8", "--start-from", "r.pkl"])
     trained = load_checkpoint("outputs/regression_cnn_k5_f2.pkl").state_dict
     assert torch.allclose(trained["finalconv.weight"], content.state_dict["finalconv.weight"], atol=1e-5)
-
-
-def test_a_classifier_is_refused(cifar, fails):
-    save_checkpoint(Path("u.pkl"), new_network(PALETTE, num_filters=2)[1])
-    for flags in (["--checkpoint", "u.pkl"], ["-e", "1", "--start-from", "u.pkl"]):
-        assert "its model is UNet, not RegressionCNN" in fails(color_regression.main, *flags)

@@ -46,6 +46,11 @@ def small_log(out_dir, path=None):
     return net, RunLog(content, {"epochs": 2, "learning_rate": 0.01}, out_dir, path)
 
 
+def interrupt(*_):
+    """Ctrl-C in the middle of a call."""
+    raise KeyboardInterrupt
+
+
 def test_every_process_resumes_from_the_state_that_it_reads(tmp_path, monkeypatch):
     """Also one that writes nothing."""
     net, log = small_log(tmp_path)
@@ -351,7 +356,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, small_palette):
 
 
 def test_a_killed_process_leaves_whole_files(cifar, small_palette, monkeypatch):
-    """SIGKILL at 20 moments, half random, half in a save; each next process goes on from what the last one left."""
+    """SIGKILL at 30 moments, half random, half in a save; each next process goes on from what the last one left."""
     monkeypatch.setenv("PYTHONPATH", str(PROJECT / "tests"))  # so that what is preloaded is found
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_log"])
@@ -359,7 +364,7 @@ def test_a_killed_process_leaves_whole_files(cifar, small_palette, monkeypatch):
     argv = [*TINY, "-e", "9999", "-c", str(small_palette), "--data", str(cifar)]
     state, weights = Path("outputs/unet_k3_f2.state"), Path("outputs/unet_k3_f2.pkl")
     epochs, killed_parts = [0], 0
-    for turn in range(20):
+    for turn in range(30):
         process = context.Process(target=train_small, args=(ROWS, [*argv, *(["--resume"] if epochs[-1] else [])]))
         process.start()
         seen = state.stat().st_mtime_ns if state.exists() else 0
@@ -457,14 +462,13 @@ def test_what_a_run_starts_from():
 
 
 def test_the_record_counts_the_epochs_done(tmp_path):
-    net, content = new_network(PALETTE, model="CNN", kernel=3, num_filters=2)
-    log = RunLog(content, {"epochs": 2, "learning_rate": 0.01}, tmp_path)
+    net, log = small_log(tmp_path)
     for epoch in (1, 2):
-        log.write({"epoch": epoch, "train_loss": 1.0, "valid_loss": 2.0, "seconds": 3.0}, net.state_dict(), {"a": {}})
+        log.write(METRICS | {"epoch": epoch}, net.state_dict(), {"a": {}})
         record = json.loads((tmp_path / "cnn_k3_f2.json").read_text())
         assert (record["epochs_done"], record["seconds"]) == (epoch, 3.0 * epoch)
     with pytest.raises(UserError, match="seed was None and is now 0"):
-        RunLog(content, {"epochs": 2, "learning_rate": 0.01, "seed": 0}, tmp_path).resume(lambda _: None)
+        RunLog(log.checkpoint, log.settings | {"seed": 0}, tmp_path).resume(lambda _: None)
 
 
 def test_a_state_whose_tensors_have_other_shapes_is_refused(interrupted, fails):
@@ -484,25 +488,19 @@ def test_the_palette_in_use_is_not_replaced(cifar, fails):
 
 
 def test_a_first_epoch_that_is_stopped_while_it_is_saved_is_not_complete(tmp_path, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
     net, log = small_log(tmp_path)
-    monkeypatch.setattr("training.log.write_torch_file", stop)
+    monkeypatch.setattr("training.log.write_torch_file", interrupt)
     with pytest.raises(KeyboardInterrupt, match="stopped before the first epoch was complete"), log.running():
         log.write(METRICS, net.state_dict(), {"a": {}})
     assert log.history == []
 
 
 def test_ctrl_c_while_a_run_is_resumed_says_what_is_saved(tmp_path):
-    def stop(_):
-        raise KeyboardInterrupt
-
     net, log = small_log(tmp_path)
     log.write(METRICS, net.state_dict(), {"a": {}})
     _, log = small_log(tmp_path)
     with pytest.raises(KeyboardInterrupt, match="epoch 1 of 2 is saved"), log.running():
-        log.resume(stop)
+        log.resume(interrupt)
 
 
 def test_the_shipped_weights_are_not_replaced_by_their_relative_name(tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ class RunLog:
         """
         files = [self.path_for(".csv"), self.best_path, self.path] if distributed.rank() == 0 else []
         files = [Path(os.path.realpath(file)) for file in files]
-        owned = {file.with_name(f".{file.stem}.lock"): file for file in files}
+        owned = {file.with_name(f".{file.stem}.lock"): file for file in files}  # the last one of a stem is named
         try:
             with ExitStack() as locks:  # which the operating system releases when a process dies
                 for path, file in sorted(owned.items()):  # in this order, so that one of two runs gets them all
