@@ -1,12 +1,12 @@
-"""Measure and draw all that docs/answers.md says, and the optimizers' table of docs/training.md.
+"""Print the tables and draw the pictures of docs/answers.md; print the optimizers' table of docs/training.md.
 
 python docs/make_answers.py --list       list the missing runs, and how long they take
 python docs/make_answers.py --jobs 2     train the missing runs, two at a time; can be interrupted and repeated
 python docs/make_answers.py              train them one by one; in both cases, print the tables and draw the pictures
-python docs/make_answers.py --shipped    only what the palette and the shipped weights give, without training
+python docs/make_answers.py --shipped    only what needs no training: the palette and the shipped weights
 
-Runs are saved in outputs/answers/, pictures in docs/answers/. Runs are evaluated on 500 training
-horses held out; the test horses are for the shipped weights, the curve of 3.2 (trained anew each time) and zeros.
+Runs are saved in outputs/answers/, pictures in docs/answers/. They are evaluated on 500 held-out training horses; the
+test horses are used for the shipped weights, the table of 3.2 (trained anew each time) and the shares of zeros.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.patches import Rectangle
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -324,23 +325,34 @@ def wide_end():
     return net
 
 
+def gray_of_regression(net, images):
+    """Return the squared error of a regression's gray, and the squared differences of neighbors in it, truth: 1."""
+    gray, predicted = to_gray(images), predict(net, to_gray(images)).mean(1, keepdim=True)
+    truth, own = (x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean() for x in (gray, predicted))
+    return (predicted - gray).square().mean().item(), (own / truth).item()
+
+
+def shipped_regression(source):
+    """Print how much of the shipped regression's squared error is in its gray, and how sharp that is."""
+    net, _ = load_network(pretrained_path(model="RegressionCNN"))
+    images = source.validation_images()
+    in_gray, sharpness = gray_of_regression(net, images)
+    share = in_gray / (predict(net, to_gray(images)) - to_rgb(images)).square().mean().item()
+    columns = ["share of the squared error in the gray", "squared differences of neighbors in it, truth: 1"]
+    table("RegressionCNN, test horses", columns, [[f"{share:.3f}", f"{sharpness:.3f}"]])
+
+
 def regressions(source):
     """Print the errors of the regressions, that of their gray alone, and how sharp their gray is."""
     images, rows = replace(source, holdout=500).validation_images(), []
-    gray = to_gray(images)
-
-    def sharpness(x):
-        return (x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean()).item()
-
     for name, make in zip(REGRESSIONS, (lambda: RegressionCNN(3, 32), wide_end)):
         last = [history(f"{short(name)}_{seed}")[-1] for seed in SEEDS]
         columns = [[row["valid_loss"] for row in last], [row["train_loss"] for row in last], [], []]
         for seed in SEEDS:
             path, net = RUNS / f"{short(name)}_{seed}" / file_name("RegressionCNN", 3, 32), make()
             net.load_state_dict(load_checkpoint(path).state_dict)
-            predicted = predict(net, gray).mean(1, keepdim=True)
-            columns[2].append((predicted - gray).square().mean().item())
-            columns[3].append(sharpness(predicted) / sharpness(gray))
+            for column, value in zip(columns[2:], gray_of_regression(net, images)):
+                column.append(value)
         rows.append([name, *(spread(column, digits) for column, digits in zip(columns, (5, 5, 5, 2)))])
     names = ["", "held-out mean squared error", "training", "of their gray", "squared differences of neighbors"]
     table("Regression, 20 epochs", names, rows)
@@ -385,12 +397,10 @@ def dilated_filters():
     save(figure, PICTURES / "dilated_filters.png")
 
 
-def receptive_field(net, size=64, images=200):
-    """Return the mean absolute gradient of a middle output pixel with respect to every input pixel, (size, size)."""
-    torch.manual_seed(0)
-    gray = torch.rand(images, 1, size, size, requires_grad=True)
-    out = net.eval()(gray)
-    out[:, :, size // 2, size // 2].abs().sum().backward()
+def receptive_field(net, gray):
+    """Return the mean absolute gradient of the middle output pixel of gray images (N, 1, 64, 64), (64, 64)."""
+    gray = gray.clone().requires_grad_()
+    net.eval()(gray)[:, :, 32, 32].abs().sum().backward()
     return gray.grad.abs().mean((0, 1))
 
 
@@ -419,19 +429,19 @@ def half_of(field):
             return radius, share
 
 
-def receptive_fields():
-    """Print and draw the receptive fields of single filters and of the networks."""
-    rows = []
+def receptive_fields(source):
+    """Print and draw the receptive fields of single filters and of the networks, on the test horses."""
+    rows, horses = [], pad(to_gray(source.validation_images()), (16, 16, 16, 16), mode="reflect")
     for name, layer, span in (
         ("3x3", MyConv2d(1, 1, 3), 3),
         ("5x5", MyConv2d(1, 1, 5), 5),
         ("3x3, dilation 1", MyDilatedConv2d(1, 1, 3, dilation=1), 5),
     ):
-        rows.append([name, layer.weight.numel(), f"{span}x{span}", extent(receptive_field(layer))])
+        rows.append([name, layer.weight.numel(), f"{span}x{span}", extent(receptive_field(layer, horses))])
     table("One filter of one map", ["filter", "weights", "computed", "measured"], rows)
     rows, fields = [], {}
     for model in EXERCISE:
-        fields[model] = receptive_field(load_network(pretrained_path(model=model))[0])
+        fields[model] = receptive_field(load_network(pretrained_path(model=model))[0], horses)
         rows.append([model, computed_field(dilation=int(model == "DUNet")), extent(fields[model])])
     table("One output pixel of the networks", ["network", "computed", "measured"], rows)
     figure = new_figure(figsize=(10, 3.6), layout="constrained")
@@ -560,22 +570,23 @@ def of_the_shipped(source, data_flags):
     palette_picture(palette)
     rgb_and_sight(palette)
     one_pixel(source)
+    shipped_regression(source)
     decodings(source)
     hues(source)
     speckles(source)
     shipped_pictures(data_flags)
     side_by_side(source)
     dilated_filters()
-    receptive_fields()
+    receptive_fields(source)
     zeros(source)
     activation_sheets(source)
 
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("--shipped", action="store_true")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N")
+    parser.add_argument("--list", action="store_true", help="list the missing runs")
+    parser.add_argument("--shipped", action="store_true", help="only what needs no training")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="number of runs at a time")
     parser.add_argument("--data", default="cifar10", help="cifar10, or the folder that contains it")
     text = "train a UNet without the skip connection into this stage, or without Muon; or a regression; flags as usual"
     parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="compare UNet and DUNet on crops of these")

@@ -37,7 +37,7 @@ class TrainingConfig:
     seed: int = 0
     precision: str = "auto"
     picture_weight: float = 0.0  # weight of the squared error of the mean color's chroma in the loss
-    temperature: float = TEMPERATURE  # of the softmax whose mean that is
+    temperature: float = TEMPERATURE  # of the softmax that gives this mean color
 
 
 def prepare_training(

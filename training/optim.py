@@ -1,7 +1,7 @@
 """The optimizer, the learning-rate schedule and the average of the weights.
 
-torch.optim has both, but its Muon takes only matrices, and constructing either loads PyTorch's compiler, which takes as
-long as importing torch.
+torch.optim has Muon and Adam, but its Muon takes only matrices, and constructing either loads PyTorch's compiler, which
+takes as long as importing torch.
 """
 
 import math
