@@ -93,7 +93,7 @@ def read_image(path: Path, size: int | None = None) -> Image.Image:
                 warnings.warn(f"{path}: only the first of its {frames} images is used")
             if size and not progressive:  # which takes all of its memory at any size
                 file.draft("RGB", (size, size))
-            is_deep = "16" in str(file.tile) and file.mode[0] != "I"  # colors of 16 bits, of which Pillow keeps 8
+            is_deep = ";16" in str(file.tile) and file.mode[0] != "I"  # colors of 16 bits, of which Pillow keeps 8
             with LARGE_IMAGES if file.width * file.height > MAX_PIXELS / 8 else contextlib.nullcontext():
                 image = to_srgb(file, str(path))
             if is_deep and np.asarray(image)[..., :3].max() < 16:
@@ -128,6 +128,7 @@ def to_srgb(image: Image.Image, name: str = "the image") -> Image.Image:
 
 def upright(image: Image.Image, name: str) -> Image.Image:
     """Return a copy turned as its EXIF orientation says, with EXIF data that says so. Warns if that is broken."""
+    image.load()  # so that what is raised below is not due to its pixels
     try:
         turned = ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF data may raise anything

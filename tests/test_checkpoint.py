@@ -333,6 +333,7 @@ def test_a_new_network_is_that_of_its_seed():
 
 def test_paths_of_shipped_weights():
     assert pretrained_path(photographs=True).name == "photograph_deep_unet_k3_f32.pkl"
+    assert pretrained_path(photographs=True, model="DeepUNet", num_filters=32) == pretrained_path(photographs=True)
     assert pretrained_path(photographs=True, model="CNN").name == "cnn_k3_f32.pkl"
     assert pretrained_path().name == "unet_k3_f32.pkl"
 

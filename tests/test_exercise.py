@@ -34,11 +34,13 @@ def test_each_part_fails_by_itself_and_nothing_else_breaks(tmp_path):
     run(PROJECT, "docs/make_exercise.py", full, "--also", "conv", "quantizer", "evaluation", "step")
     regression = "color_regression.py", "--data", "sample", "-e", "1", "-f", "2", "-b", "200"
     palette = "data.py", "--data", "sample", "--colors", "4", "--output", "p.npy"
+    valid = "colorization.py", "--model", "CNN", "--data", "sample", "--valid"
     with ThreadPoolExecutor(2) as pool:  # each is a process of its own
         checks = [pool.submit(check_parts, made, ALL[4:]), pool.submit(check_parts, full, ALL)]
-        printed = [pool.submit(run, made, *command) for command in (regression, palette)]
+        printed = [pool.submit(run, made, *command) for command in (regression, palette, valid)]
         assert all(check.result() is None for check in checks)
     assert "validation mean squared error" in printed[0].result() and "saved" in printed[1].result()
+    assert printed[2].result().endswith("NotImplementedError: Part 2.1: CNN.__init__\n")  # not a corrupt checkpoint
     assert "not an empty folder" in run(PROJECT, "docs/make_exercise.py", made)
     readme = (made / "README.md").read_text()
     assert not list(made.rglob("*answer*")) and "answer" not in readme.split("##", 1)[1]

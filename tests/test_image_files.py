@@ -296,6 +296,12 @@ def test_colors_of_12_bits_in_16_are_announced(tmp_path, mode):
         image_files.read_image(tmp_path / "a.png")
 
 
+def test_a_black_image_of_8_bits_is_not_announced(tmp_path, recwarn):
+    Image.new("RGB", (160, 16)).save(tmp_path / "a.png")
+    image_files.read_image(tmp_path / "a.png")
+    assert not recwarn
+
+
 def test_the_gamma_of_a_png_is_applied(tmp_path):
     stream = io.BytesIO()
     Image.fromarray((255 * GRADIENT).round().astype(np.uint8)).save(stream, "PNG")
@@ -412,7 +418,7 @@ def test_a_picture_that_is_cut_short_is_told_from_no_picture(tmp_path, name):
     with pytest.raises(UserError, match=r"copy it again|cannot identify|could not create decoder object"):
         image_files.read_image(tmp_path / name)
     if name == "a.jpg":
-        with pytest.raises(UserError, match="it is cut short or damaged; copy it again"):
+        with pytest.raises(UserError, match=r"\(image file is truncated .*it is cut short or damaged; copy it again"):
             image_files.read_image(tmp_path / name)
 
 

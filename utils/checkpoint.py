@@ -75,13 +75,11 @@ def load_network(path: Path, palette: np.ndarray | None = None, **architecture: 
     The arguments are load_checkpoint()'s; pretrained_path() returns the path of shipped weights. Raises UserError.
     """
     checkpoint = load_checkpoint(path, palette, **architecture)
+    with torch.device("meta"):  # without memory, which a few bytes that claim many filters would fill
+        blank = checkpoint.create_model()
     with report_read_errors(path, f"file of weights of {checkpoint.architecture}", "name another one"):
         check_values(checkpoint.state_dict)
-        count = sum(value.numel() for value in checkpoint.state_dict.values())
-        if count < (2 * checkpoint.num_filters * checkpoint.kernel) ** 2:  # weights of one convolution in the middle
-            with torch.device("meta"):  # without memory, which a few bytes that claim many filters would fill
-                shapes = {name: value.to("meta") for name, value in checkpoint.state_dict.items()}
-                checkpoint.create_model().load_state_dict(shapes)
+        blank.load_state_dict({name: value.to("meta") for name, value in checkpoint.state_dict.items()})
         net = checkpoint.create_model()
         net.load_state_dict(checkpoint.state_dict)
     return net, checkpoint
@@ -223,9 +221,11 @@ def file_stem(model: str) -> str:
 def pretrained_path(photographs: bool = False, **architecture: Any) -> Path:
     """Return the path of a network's shipped weights. Raises UserError if there are none.
 
-    With `photographs`, and no architecture named, it is the network that was trained on photographs.
+    With `photographs`, it is the network that was trained on photographs, unless the architecture is another.
     """
-    name = PHOTOGRAPH_WEIGHTS if photographs and not architecture else file_name(**DEFAULTS | architecture)
+    of_photographs = DEFAULTS | {"model": "DeepUNet"}
+    is_default = photographs and of_photographs | architecture == of_photographs
+    name = PHOTOGRAPH_WEIGHTS if is_default else file_name(**DEFAULTS | architecture)
     path = PROJECT / "weights" / name
     if not path.exists():
         raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file with --checkpoint")
