@@ -34,7 +34,7 @@ def is_number(name: str) -> bool:
 def load_image(name: str, source: ImageSource) -> tuple[Tensor, str]:
     """Return (an image, uint8 (1, 3, 32, 32), its name), given the index of a test image or an image file."""
     if not is_number(name):
-        return load_square(Path(name))[None], Path(name).stem
+        return load_square(Path(name)), Path(name).stem
     images = source.validation_images()
     if len(name) > 9 or not 0 <= int(name) < len(images):
         raise UserError(f"there is no test image {name:.20}: indices run from 0 to {len(images) - 1}")

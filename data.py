@@ -28,7 +28,7 @@ from utils.checkpoint import COLORS, WORKING_SIZE, check_palette
 from utils.console import UserError, run_script
 from utils.files import PROJECT, atomic_write, check_targets, report_read_errors
 from utils.flags import Parser, add_image_flags, add_number
-from utils.unpickling import unpickle
+from utils.unpickling import RestrictedUnpickler
 
 STARTS = 8  # random starts of k-means
 MIN_CROPS = 2_000  # crops per epoch of an album, at least; a tenth of that for validation
@@ -254,7 +254,8 @@ def load_palette(path: Path) -> np.ndarray:
     with report_read_errors(path, "palette", "fit one with: python data.py --colors 24", most=1 << 20):
         content = Path(path).read_bytes()
         if b"'|O'" in content[:128]:  # the header, whose line the pickle follows
-            return check_palette(unpickle(io.BytesIO(content.partition(b"\n")[2])).array[0].array)
+            pickled = io.BytesIO(content.partition(b"\n")[2])
+            return check_palette(RestrictedUnpickler(pickled).load().array[0].array)
         return check_palette(np.load(io.BytesIO(content), allow_pickle=False))
 
 
@@ -289,9 +290,8 @@ def palette_for(colors: str, source: ImageSource, seed: int = 0) -> np.ndarray:
 
 def main(argv: list[str]) -> None:
     parser = Parser("Fit a palette to all training pixels by k-means.")
-    add_number(
-        parser, "-c", "--colors", "--colours", default=COLORS, low=2, high=256, help="number of colors", metavar="K"
-    )
+    text = "number of colors"
+    add_number(parser, "-c", "--colors", "--colours", default=COLORS, low=2, high=256, help=text, metavar="K")
     add_number(parser, "-s", "--seed", default=0, low=0, high=2**32 - 1, help="seed of k-means")
     text = "cluster by chroma only, ignoring the gray"
     parser.add_argument("--chroma", action="store_true", help=text)

@@ -12,6 +12,7 @@ standard deviation of 5 (of 255) is added to the gray.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,7 @@ def main(argv):
     net, checkpoint = load_network(args.checkpoint or pretrained_path(photographs=True))
 
     def color(image, size=checkpoint.working_size):
-        return colorize_full_size(*predict_chroma(net, checkpoint.palette, image, size), image)
+        return colorize_full_size(*predict_chroma((net, replace(checkpoint, working_size=size)), image), image)
 
     print(f"{checkpoint}, working size {checkpoint.working_size}; {len(images)} photographs")
     baseline = compare(images, lambda image, gray: apply_chroma(tint, gray))

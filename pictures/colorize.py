@@ -70,8 +70,7 @@ def colorize_srgb(
     image: Image.Image, network: tuple[Network, Checkpoint], saturation: float, temperature: float
 ) -> Image.Image:
     """Return a colored copy of an image as to_srgb() returns it. The other arguments are colorize()'s."""
-    net, checkpoint = network
-    chroma, gray = predict_chroma(net, checkpoint.palette, image, checkpoint.working_size, temperature)
+    chroma, gray = predict_chroma(network, image, temperature)
     colored = colorize_full_size(saturation * chroma, gray, image)
     if image.mode == "RGBA":
         colored.putalpha(image.getchannel("A"))
@@ -79,26 +78,24 @@ def colorize_srgb(
 
 
 def predict_chroma(
-    net: Network,
-    palette: np.ndarray | None,
-    image: Image.Image,
-    working_size: int,
-    temperature: float = PHOTOGRAPH_TEMPERATURE,
+    network: tuple[Network, Checkpoint], image: Image.Image, temperature: float = PHOTOGRAPH_TEMPERATURE
 ) -> tuple[Tensor, Tensor]:
     """Return the chroma that a network predicts for an RGB image, and the gray (1, 1, h, w) that it saw.
 
-    The chroma is the colors minus their mean, (1, 3, h, w), averaged over copies of COPY_SCALES times `working_size`
-    pixels on the longer side, each also mirrored; (h, w) is the size of the last.
+    The chroma is the colors minus their mean, (1, 3, h, w), averaged over copies of COPY_SCALES times the working size
+    on the longer side, each also mirrored; (h, w) is the size of the last.
     """
+    net, checkpoint = network
     predictions, multiple = [], net.size_multiple
     image = image if image.mode == "RGB" else image.convert("RGB")  # which copies, and a photograph may be large
     for scale in COPY_SCALES:
-        shrinking = min(1, scale * working_size / max(image.size))
+        shrinking = min(1, scale * checkpoint.working_size / max(image.size))
         size = [max(multiple, multiple * round(side * shrinking / multiple)) for side in image.size]
         gray = to_gray(to_tensor(image.resize(size, Image.Resampling.BOX, reducing_gap=2)))
         for mirrored in (False, True):
             seen = gray.flip(3) if mirrored else gray
-            colors = decode_annealed_mean(predict(net, seen).cpu(), palette, seen, temperature, PHOTOGRAPH_GAIN)
+            logits = predict(net, seen).cpu()
+            colors = decode_annealed_mean(logits, checkpoint.palette, seen, temperature, PHOTOGRAPH_GAIN)
             predictions.append(colors.flip(3) if mirrored else colors)  # (1, 3, h, w)
     mean = torch.stack([interpolate(each, gray.shape[2:], mode="bicubic") for each in predictions]).mean(0)
     return mean - mean.mean(1, keepdim=True), gray
@@ -255,11 +252,7 @@ def colorize_file(
 
 
 def colorize_files(
-    paths: list[Path],
-    folder: Path,
-    network: tuple[Network, Checkpoint],
-    saturation: float = 1.0,
-    temperature: float = PHOTOGRAPH_TEMPERATURE,
+    paths: list[Path], folder: Path, network: tuple[Network, Checkpoint], saturation: float, temperature: float
 ) -> None:
     """Color image files, and the images in folders, into `folder`; add a sheet of the first six.
 

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from utils.console import UserError
 from utils.files import report_read_errors
-from utils.unpickling import unpickle
+from utils.unpickling import RestrictedUnpickler
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SIZE = 32
@@ -55,7 +55,7 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         report_read_errors(path, "batch of CIFAR-10", f"delete {path.parent} to download it again", most=1 << 26),
         open(path, "rb") as file,
     ):
-        batch = unpickle(file)
+        batch = RestrictedUnpickler(file).load()
         images, labels = batch[b"data"].array, batch[b"labels"]
         if images.shape != (ROWS, 3 * SIZE * SIZE) or images.dtype != np.uint8:
             raise ValueError(f"its images have shape {images.shape}")
@@ -107,9 +107,8 @@ def download(url: str, path: Path, sha256: str) -> None:
 def unpack(archive: Path, folder: Path, sha256: str) -> None:
     """Unpack only the batches of CIFAR-10's archive into `folder`, which appears when complete. Raises UserError."""
     names = [f"{FOLDER}/{name}" for name in TRAIN_FILES + TEST_FILES]
-    with report_read_errors(
-        archive, "copy of CIFAR-10's archive", "free some disk space, or delete it to download it again"
-    ):
+    advice = "free some disk space, or delete it to download it again"
+    with report_read_errors(archive, "copy of CIFAR-10's archive", advice):
         with open(archive, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise ValueError("corrupt or truncated: wrong SHA-256")

@@ -205,8 +205,8 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def load_square(path: Path) -> torch.Tensor:
-    """Return the central square of an image file, resized to uint8 (3, 32, 32). Raises UserError."""
-    return to_tensor(ImageOps.fit(read_image(path).convert("RGB"), (SIZE, SIZE), Image.Resampling.LANCZOS))[0]
+    """Return the central square of an image file, resized to uint8 (1, 3, 32, 32). Raises UserError."""
+    return to_tensor(ImageOps.fit(read_image(path).convert("RGB"), (SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
 def split_files(files: list[Path], train: bool) -> list[Path]:

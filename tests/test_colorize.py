@@ -175,8 +175,8 @@ def test_enlarged_color_ends_at_the_edges_of_the_gray():
 def test_a_photograph_and_its_mirror_image_get_the_same_colors(tmp_path):
     net, checkpoint = new_network(THREE_COLORS, model="UNet", kernel=3, num_filters=2)
     image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((64, 48))
-    chroma, _ = colorize.predict_chroma(net, checkpoint.palette, image, 64)
-    mirrored, _ = colorize.predict_chroma(net, checkpoint.palette, ImageOps.mirror(image), 64)
+    chroma, _ = colorize.predict_chroma((net, checkpoint), image)
+    mirrored, _ = colorize.predict_chroma((net, checkpoint), ImageOps.mirror(image))
     assert chroma.abs().max() > 0.01 and torch.allclose(chroma, mirrored.flip(3), atol=1e-5)
 
 
@@ -429,7 +429,7 @@ def test_what_is_too_long_for_a_jpeg_becomes_a_png(tmp_path):
 def test_chroma_is_the_mean_over_three_sizes_and_their_mirror_images():
     net, content = new_network(THREE_COLORS, model="UNet", kernel=3, num_filters=2)
     image = Image.fromarray(smooth_images(1)[0].transpose(1, 2, 0)).resize((128, 96))
-    chroma, gray = colorize.predict_chroma(net, content.palette, image, 64)
+    chroma, gray = colorize.predict_chroma((net, content), image)
     expected = []
     for size in ((32, 24), (64, 48), (96, 72)):
         small = image.resize(size, Image.Resampling.BOX, reducing_gap=2)

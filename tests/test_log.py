@@ -43,7 +43,7 @@ METRICS = {"epoch": 1} | LOSSES | {"learning_rate": 0.1, "seconds": 3.0}  # of a
 def small_log(out_dir, path=None):
     """A network, and the log of its run of two epochs."""
     net, content = new_network(PALETTE, model="CNN", num_filters=2)
-    return net, RunLog(content, {"epochs": 2, "learning_rate": 0.01}, out_dir, path)
+    return net, RunLog(content, {"epochs": 2, "learning_rate": 0.01}, out_dir, path, ())
 
 
 def interrupt(*_):
@@ -468,7 +468,7 @@ def test_the_record_counts_the_epochs_done(tmp_path):
         record = json.loads((tmp_path / "cnn_k3_f2.json").read_text())
         assert (record["epochs_done"], record["seconds"]) == (epoch, 3.0 * epoch)
     with pytest.raises(UserError, match="seed was None and is now 0"):
-        RunLog(log.checkpoint, log.settings | {"seed": 0}, tmp_path).resume(lambda _: None)
+        RunLog(log.checkpoint, log.settings | {"seed": 0}, tmp_path, None, ()).resume(lambda _: None)
 
 
 def test_a_state_whose_tensors_have_other_shapes_is_refused(interrupted, fails):

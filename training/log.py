@@ -42,12 +42,7 @@ class RunLog:
     """
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        settings: dict,
-        out_dir: Path,
-        path: Path | None = None,
-        inputs: Iterable[Path | None] = (),
+        self, checkpoint: Checkpoint, settings: dict, out_dir: Path, path: Path | None, inputs: Iterable[Path | None]
     ):
         self.checkpoint, self.settings, self.out_dir = checkpoint, settings, out_dir
         self.path = path or out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)

@@ -88,9 +88,8 @@ def add_action_flags(parser: ArgumentParser, default: str = "train") -> Any:
     """Add the flags that choose an action other than the default one; return their group."""
     group = parser.add_argument_group(f"action (default: {default})")
     group.add_argument("--valid", action="store_true", help="evaluate a checkpoint and draw samples; no training")
-    group.add_argument(
-        "--resume", action="store_true", help="continue an interrupted run: rerun its command with this flag"
-    )
+    text = "continue an interrupted run: rerun its command with this flag"
+    group.add_argument("--resume", action="store_true", help=text)
     text = "start training from this checkpoint: its weights and, if it has one, its palette"
     group.add_argument("--start-from", type=Path, metavar="FILE", help=text)
     return group

@@ -3,7 +3,7 @@
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import IO, Any, ClassVar
+from typing import IO, ClassVar
 
 import numpy as np
 
@@ -50,10 +50,10 @@ class Dispatch(dict):
 class RestrictedUnpickler(pickle._Unpickler):
     """Reads pickles of plain containers, of arrays as CIFAR-10 and the handout have them, and of tensors, as None.
 
-    Nothing that a file names is ever imported or called: names map to the stand-ins, and any other
-    name raises an error. No container may occur twice, since a few bytes could then stand for a
-    structure that takes forever to hash or fills the memory. It derives from the pure-Python unpickler
-    of the standard library, because the one in C allocates 64 GB of memory if a file asks for it.
+    Python 2's strings are read as bytes. Nothing that a file names is ever imported or called: names map to the
+    stand-ins, and any other name raises an error. No container may occur twice, since a few bytes could then stand for
+    a structure that takes forever to hash or fills the memory. It derives from the pure-Python unpickler of the
+    standard library, because the one in C allocates 64 GB of memory if a file asks for it.
     """
 
     stand_ins: ClassVar = {
@@ -80,12 +80,6 @@ class RestrictedUnpickler(pickle._Unpickler):
         if isinstance(top, (dict, list, tuple, PickledArray)):
             raise pickle.UnpicklingError("a container that occurs twice")
 
-    def load_setitem(self) -> None:
-        self.set_items([self.stack.pop(-2), self.stack.pop()])
-
-    def load_setitems(self) -> None:
-        self.set_items(self.pop_mark())
-
     def set_items(self, items: list) -> None:
         if not all(type(key) in (bytes, str) or (type(key) is int and abs(key) < 1 << 31) for key in items[::2]):
             raise pickle.UnpicklingError("a key that is neither a string nor a small integer")
@@ -99,8 +93,8 @@ class RestrictedUnpickler(pickle._Unpickler):
     dispatch |= {
         pickle.BINGET[0]: lambda self: self.load_get(pickle._Unpickler.load_binget),
         pickle.LONG_BINGET[0]: lambda self: self.load_get(pickle._Unpickler.load_long_binget),
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
+        pickle.SETITEM[0]: lambda self: self.set_items([self.stack.pop(-2), self.stack.pop()]),
+        pickle.SETITEMS[0]: lambda self: self.set_items(self.pop_mark()),
         pickle.BUILD[0]: load_build,
     }
 
@@ -115,8 +109,3 @@ class RestrictedUnpickler(pickle._Unpickler):
     def persistent_load(self, saved_id: tuple) -> None:
         _, _, key, _, size, *_ = saved_id
         self.sizes[int(key)] = max(0, size)  # an integer, since PyTorch ignores the case of names
-
-
-def unpickle(file: IO[bytes]) -> Any:
-    """Read one pickle of containers, arrays and tensors; Python 2's strings are returned as bytes, tensors as None."""
-    return RestrictedUnpickler(file).load()
