@@ -79,7 +79,9 @@ def load_network(path: Path, palette: np.ndarray | None = None, **architecture: 
         blank = checkpoint.create_model()
     with report_read_errors(path, f"file of weights of {checkpoint.architecture}", "name another one"):
         check_values(checkpoint.state_dict)
-        blank.load_state_dict({name: value.to("meta") for name, value in checkpoint.state_dict.items()})
+        count = sum(value.numel() for value in checkpoint.state_dict.values())
+        if count < (2 * checkpoint.num_filters * checkpoint.kernel) ** 2:  # weights of one convolution in the middle
+            blank.load_state_dict({name: value.to("meta") for name, value in checkpoint.state_dict.items()})
         net = checkpoint.create_model()
         net.load_state_dict(checkpoint.state_dict)
     return net, checkpoint
