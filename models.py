@@ -175,7 +175,7 @@ class DilatedUNet(UNet):
 class DeepUNet(Network):
     """UNet's idea, four times: gray (N, 1, H, W) -> logits (N, num_colors, H, W).
 
-    Its receptive field, 126 to 142 pixels, covers a whole crop of 64x64, so that context can inform the colors.
+    Its receptive field, 126 or 142 pixels, covers a whole crop of 64x64, so that context can inform the colors.
     Dropout of a fifth of the maps (Tompson et al. 2015, section 3.2) reduces overfitting.
     """
 

@@ -325,19 +325,20 @@ def wide_end():
     return net
 
 
-def gray_of_regression(net, images):
-    """Return the squared error of a regression's gray, and the squared differences of neighbors in it, truth: 1."""
-    gray, predicted = to_gray(images), predict(net, to_gray(images)).mean(1, keepdim=True)
-    truth, own = (x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean() for x in (gray, predicted))
-    return (predicted - gray).square().mean().item(), (own / truth).item()
+def gray_of_regression(predicted, images):
+    """Return the squared error of the gray of a regression's prediction, and the squared differences of neighbors in it, truth: 1."""
+    gray, truth = predicted.mean(1, keepdim=True), to_gray(images)
+    own, true = (x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean() for x in (gray, truth))
+    return (gray - truth).square().mean().item(), (own / true).item()
 
 
 def shipped_regression(source):
     """Print how much of the shipped regression's squared error is in its gray, and how sharp that is."""
     net, _ = load_network(pretrained_path(model="RegressionCNN"))
     images = source.validation_images()
-    in_gray, sharpness = gray_of_regression(net, images)
-    share = in_gray / (predict(net, to_gray(images)) - to_rgb(images)).square().mean().item()
+    predicted = predict(net, to_gray(images))
+    in_gray, sharpness = gray_of_regression(predicted, images)
+    share = in_gray / (predicted - to_rgb(images)).square().mean().item()
     columns = ["share of the squared error in the gray", "squared differences of neighbors in it, truth: 1"]
     table("RegressionCNN, test horses", columns, [[f"{share:.3f}", f"{sharpness:.3f}"]])
 
@@ -351,7 +352,7 @@ def regressions(source):
         for seed in SEEDS:
             path, net = RUNS / f"{short(name)}_{seed}" / file_name("RegressionCNN", 3, 32), make()
             net.load_state_dict(load_checkpoint(path).state_dict)
-            for column, value in zip(columns[2:], gray_of_regression(net, images)):
+            for column, value in zip(columns[2:], gray_of_regression(predict(net, to_gray(images)), images)):
                 column.append(value)
         rows.append([name, *(spread(column, digits) for column, digits in zip(columns, (5, 5, 5, 2)))])
     names = ["", "held-out mean squared error", "training", "of their gray", "squared differences of neighbors"]
