@@ -9,19 +9,20 @@ from data import to_gray, to_rgb
 
 TEMPERATURE = 0.6
 CHROMA_GAIN = 1.1  # the mean of probable colors is paler than the truth
+Palette = np.ndarray | Tensor | None  # colors (K, 3) in 0..1; None only in networks that predict RGB
 
 
-def palette_tensor(palette: np.ndarray | Tensor | None, device: torch.device) -> Tensor:
+def palette_tensor(palette: Palette, device: torch.device) -> Tensor:
     """Return a palette (K, 3) as float32 on a device."""
     return torch.as_tensor(palette, dtype=torch.float32, device=device)
 
 
-def labels_to_rgb(labels: Tensor, palette: np.ndarray | Tensor | None) -> Tensor:
+def labels_to_rgb(labels: Tensor, palette: Palette) -> Tensor:
     """Turn labels (N, H, W) into pictures (N, 3, H, W) of the colors of a palette (K, 3)."""
     return palette_tensor(palette, labels.device)[labels.int()].permute(0, 3, 1, 2)
 
 
-def annealed_mean(logits: Tensor, palette: np.ndarray | Tensor | None, temperature: float) -> Tensor:
+def annealed_mean(logits: Tensor, palette: Palette, temperature: float) -> Tensor:
     """Return the mean palette color under sharpened probabilities (Zhang et al. 2016, equation 5).
 
     As the temperature goes to 0 it approaches the most probable color; at 1 it is the expectation.
@@ -32,11 +33,7 @@ def annealed_mean(logits: Tensor, palette: np.ndarray | Tensor | None, temperatu
 
 
 def decode_annealed_mean(
-    logits: Tensor,
-    palette: np.ndarray | Tensor | None,
-    gray: Tensor,
-    temperature: float = TEMPERATURE,
-    gain: float = CHROMA_GAIN,
+    logits: Tensor, palette: Palette, gray: Tensor, temperature: float = TEMPERATURE, gain: float = CHROMA_GAIN
 ) -> Tensor:
     """Add the annealed mean's chroma to gray (N, 1, H, W): (N, K, H, W), (K, 3) -> (N, 3, H, W).
 

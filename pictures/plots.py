@@ -36,10 +36,10 @@ def save(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, atomically; transparent, with gray text that reads on light and dark pages."""
     from matplotlib.text import Text
 
-    for text in figure.findobj(lambda artist: isinstance(artist, Text) and artist.get_color() == "black"):
-        text.set_color(INK)  # type: ignore[attr-defined]
-    for text in figure.findobj(Text):  # of names that are not UTF-8
-        text.set_text(text.get_text().encode(errors="replace").decode())
+    for text in figure.findobj(Text):
+        text.set_text(text.get_text().encode(errors="replace").decode())  # of names that are not UTF-8
+        if text.get_color() == "black":
+            text.set_color(INK)
     for ax in figure.axes:
         ax.tick_params(color=INK)
         ax.spines[:].set_edgecolor(INK)
