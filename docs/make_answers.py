@@ -326,7 +326,7 @@ def wide_end():
 
 
 def gray_of_regression(predicted, images):
-    """Return the squared error of the gray of a regression's prediction, and the squared differences of neighbors in it, truth: 1."""
+    """Return the squared error of a prediction's gray, and the squared differences of neighbors in it, truth: 1."""
     gray, truth = predicted.mean(1, keepdim=True), to_gray(images)
     own, true = (x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean() for x in (gray, truth))
     return (gray - truth).square().mean().item(), (own / true).item()
