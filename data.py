@@ -106,7 +106,7 @@ class ImageSource:
             return sample_photographs(train)
         if not os.path.isdir(self.location):
             raise UserError(f"--data {self.location}: not cifar10, sample or a folder of images")
-        return folder_photographs(Path(self.location), train, self.working_size)
+        return folder_photographs(self.location, train, self.working_size)
 
     def __str__(self) -> str:
         if self.cifar10_folder:

@@ -28,12 +28,12 @@ TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
 TEST_FILES = ["test_batch"]
 
 
-def contains_cifar10(data_dir: Path) -> bool:
+def contains_cifar10(data_dir: str | Path) -> bool:
     """Return whether a folder contains CIFAR-10's batches or its archive."""
-    return os.path.isdir(data_dir / FOLDER) or os.path.exists(data_dir / ARCHIVE)
+    return os.path.isdir(Path(data_dir) / FOLDER) or os.path.exists(Path(data_dir) / ARCHIVE)
 
 
-def load_cifar10(data_dir: Path, categories: list[str], train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def load_cifar10(data_dir: str | Path, categories: list[str], train: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return CIFAR-10's training or test images of these classes, downloaded if needed. Raises UserError.
 
     uint8 (N, 3, 32, 32) in the order of the files, and labels int64 (N,), indices into CLASSES.
@@ -62,8 +62,9 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return images, np.array(labels)
 
 
-def batches_folder(data_dir: Path) -> Path:
+def batches_folder(data_dir: str | Path) -> Path:
     """Return the folder of CIFAR-10's batches, downloaded and unpacked if needed. Raises UserError."""
+    data_dir = Path(data_dir)
     folder, archive, is_new = data_dir / FOLDER, data_dir / ARCHIVE, not data_dir.exists()
     if os.path.isdir(folder):
         return folder

@@ -48,11 +48,12 @@ def readable_formats() -> tuple[str, ...]:
     return FORMATS
 
 
-def list_image_files(path: Path) -> list[Path]:
+def list_image_files(path: str | Path) -> list[Path]:
     """Return the image files in a folder and its subfolders, sorted, by extension; or the file itself.
 
     Warns of pictures in formats that are not read.
     """
+    path = Path(path)
     if not os.path.isdir(path):
         return [path]
     formats = readable_formats()
@@ -84,7 +85,7 @@ def read_image(path: Path, size: int | None = None) -> Image.Image:
             if file.width * file.height > MAX_PIXELS or max(file.size) > MAX_SIDE:
                 raise ValueError(f"it has {file.width:,} x {file.height:,} pixels")
             progressive = file.info.get("progressive")
-            if progressive and path.read_bytes().count(b"\xff\xda") > MAX_SCANS:
+            if progressive and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
                 raise ValueError(f"it has more than {MAX_SCANS} progressive scans")
         with report_read_errors(path, "picture", "it is cut short or damaged; copy it again"):
             frames = getattr(file, "n_frames", 1)
@@ -240,7 +241,7 @@ def kept_size(files: list[Path], size: int) -> int:
 
 
 @lru_cache(2)
-def folder_photographs(folder: Path, train: bool, working_size: int) -> list[np.ndarray]:
+def folder_photographs(folder: str, train: bool, working_size: int) -> list[np.ndarray]:
     """Return small copies of a folder's photographs to train on or to validate on, a list of uint8 arrays (h, w, 3).
 
     They are as large as random_crops() can use, smaller if all together would take more than KEPT_BYTES.

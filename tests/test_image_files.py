@@ -156,7 +156,7 @@ def test_the_large_ones_of_many_photographs_are_kept_smaller(tmp_path, monkeypat
     small, at_40 = 20 * 3 * 20 * 10, 10 * 3 * 40 * 30
     for limit, longer_side in ((small + at_40, 40), (small + at_40 - 100, 39), (1 << 20, 80), (0, 1)):
         monkeypatch.setattr(image_files, "KEPT_BYTES", limit)
-        photographs = image_files.folder_photographs.__wrapped__(tmp_path, True, 64)
+        photographs = image_files.folder_photographs.__wrapped__(str(tmp_path), True, 64)
         assert {max(photo.shape[:2]) for photo in photographs} == {longer_side, min(20, longer_side)}
 
 
