@@ -111,7 +111,7 @@ class ImageSource:
     def __str__(self) -> str:
         if self.cifar10_folder:
             return f"CIFAR-10 {self.category}"
-        return "sample photographs" if self.location == "sample" else self.location
+        return "sample photographs" if self.location == "sample" else str(Path(self.location))
 
 
 def hold_out(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -259,10 +259,10 @@ def load_palette(path: Path) -> np.ndarray:
         return check_palette(np.load(io.BytesIO(content), allow_pickle=False))
 
 
-def palette_path(num_colors: int, category: str) -> Path:
-    """Return the path of the palette with `num_colors` colors for a class of CIFAR-10."""
+def palette_path(num_colors: int, category: str, chroma: bool = False) -> Path:
+    """Return the path of the palette with `num_colors` colors, or chromas, for a class of CIFAR-10."""
     suffix = "all" if category == "all" else f"cat{CLASSES.index(category)}"
-    return PROJECT / "color" / f"color_kmeans{num_colors}_{suffix}.npy"
+    return PROJECT / "color" / f"color_kmeans{num_colors}_{suffix}{'_chroma' if chroma else ''}.npy"
 
 
 def palette_file(colors: str | None, source: ImageSource) -> Path | None:
@@ -295,7 +295,7 @@ def main(argv: list[str]) -> None:
     add_number(parser, "-s", "--seed", default=0, low=0, high=2**32 - 1, help="seed of k-means")
     text = "cluster by chroma only, ignoring the gray"
     parser.add_argument("--chroma", action="store_true", help=text)
-    text = "file to write or replace (default: color/color_kmeansK_cat*.npy)"
+    text = "file to write or replace (default: in color/, such as color_kmeans24_cat7.npy)"
     parser.add_argument("--output", type=Path, metavar="FILE", help=text)
     add_image_flags(parser, asdict(ImageSource()), CLASSES)
     args = parser.parse_args(argv)
@@ -303,7 +303,7 @@ def main(argv: list[str]) -> None:
     source = ImageSource(args.data, args.category)
     if not source.cifar10_folder and not args.output:
         raise UserError(f"--data {args.data} needs --output FILE: color/ contains only palettes of CIFAR-10")
-    output = args.output or palette_path(args.colors, args.category)
+    output = args.output or palette_path(args.colors, args.category, args.chroma)
     check_targets([output], [source.path])
     palette, distance = fit_palette(source.training_images(), args.colors, args.seed, args.chroma)
     with atomic_write(output) as file:

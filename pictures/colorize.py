@@ -27,7 +27,7 @@ from data import to_gray, to_rgb
 from models import Network, predict
 from pictures.decoding import apply_chroma, decode_annealed_mean
 from pictures.plots import save_image_grid
-from sources.image_files import list_image_files, read_image, to_srgb, to_tensor
+from sources.image_files import MARK_TAG, SCRIPT, is_result, list_image_files, mark_of, read_image, to_srgb, to_tensor
 from utils.checkpoint import Checkpoint, load_network, pretrained_path
 from utils.console import UserError
 from utils.files import atomic_write, check_writable, report_read_errors
@@ -42,8 +42,6 @@ SHEET = 6  # images on before_and_after.png
 THUMBNAIL = 240  # height of each of them, in pixels, less if it is wider than three times that
 JPEG_SIDE = 65_500  # pixels, the most that a JPEG can have
 METADATA = 60_000  # bytes of each kind of metadata that a JPEG can have
-PROCESSING_SOFTWARE = 11  # the EXIF tag in which a result records what it was made from
-SCRIPT = "colorization.py"  # begins the mark of a result
 
 
 @lru_cache
@@ -164,7 +162,7 @@ def kept_metadata(info: dict, image_format: str, mark: str) -> dict:
         with contextlib.suppress(Exception):  # broken metadata may raise anything
             exif = Image.Exif()
             exif.load(source)
-            exif[PROCESSING_SOFTWARE] = mark
+            exif[MARK_TAG] = mark
             kept["exif"] = exif.tobytes()
             Image.new("RGB", (1, 1)).save(io.BytesIO(), image_format, **kept)
             if len(kept["exif"]) < METADATA:
@@ -176,16 +174,6 @@ def fingerprint(checkpoint: Checkpoint) -> int:
     """Return a checksum of a network's weights, palette and working size."""
     weights = (value.detach().cpu().reshape(-1).view(torch.uint8).numpy() for value in checkpoint.state_dict.values())
     return zlib.crc32(b"".join(map(bytes, weights)) + repr((checkpoint.palette, checkpoint.working_size)).encode())
-
-
-def mark_of(path: Path) -> str:
-    """Return what a colored image was made from, as colorize_files() has recorded it; "" for any other file."""
-    with contextlib.suppress(Exception):  # it may be anything
-        if path.is_file():
-            with Image.open(path) as result:
-                mark = str(result.getexif().get(PROCESSING_SOFTWARE, ""))
-                return mark if mark.startswith(SCRIPT) else ""
-    return ""
 
 
 def numbered(path: Path) -> Iterator[Path]:
@@ -208,10 +196,9 @@ def list_sources(paths: list[Path], folder: Path) -> list[tuple[Path, Path]]:
     sources, resolved = [], folder.resolve()
     for path in paths:
         for file in list_image_files(path):
-            in_folder = resolved in file.resolve().parents
             if file == path:
                 sources.append((file, folder))
-            elif not in_folder or not (mark_of(file) or re.fullmatch(r"before_and_after(_\d+)?", file.stem)):
+            elif resolved not in file.resolve().parents or not is_result(file):
                 sources.append((file, folder / file.parent.relative_to(path)))
     if not sources:
         raise UserError(f"no images found in {', '.join(map(str, paths))}")

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import threading
 import warnings
 import zlib
@@ -32,6 +33,8 @@ MAX_ENLARGEMENT = 1.5  # of a photograph, unless it is smaller than a crop
 GAMMAS = (0.67, 1.5)  # of augmented crops, which makes them darker or lighter
 NOISE = 6  # largest standard deviation of the noise in these, of 255: a network should ignore the grain of film
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF files
+MARK_TAG = 11  # the EXIF tag ProcessingSoftware, in which a result of --colorize records what it was made from
+SCRIPT = "colorization.py"  # begins that mark
 DESCRIPTIVE = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}  # EXIF tags: what, by whom, when and where
 TRANSPOSED = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), 2))  # by EXIF orientation
 MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes time, and few bytes
@@ -64,6 +67,21 @@ def list_image_files(path: str | Path) -> list[Path]:
         kinds = ", ".join(sorted(set(left_out)))
         warnings.warn(f"{path}: {len(left_out)} pictures are left out, whose format is not read: {kinds}")
     return [file for file in files if file.suffix.lower() in extensions]
+
+
+def mark_of(path: Path) -> str:
+    """Return what a colored image was made from, as --colorize has recorded it; "" for any other file."""
+    with contextlib.suppress(Exception):  # it may be anything
+        if path.is_file():
+            with Image.open(path) as result:
+                mark = str(result.getexif().get(MARK_TAG, ""))
+                return mark if mark.startswith(SCRIPT) else ""
+    return ""
+
+
+def is_result(path: Path) -> bool:
+    """Whether --colorize has written this file."""
+    return bool(mark_of(path) or re.fullmatch(r"before_and_after(_\d+)?\.png", path.name))
 
 
 def read_image(path: Path, size: int | None = None) -> Image.Image:
@@ -245,9 +263,9 @@ def folder_photographs(folder: str, train: bool, working_size: int) -> list[np.n
     """Return small copies of a folder's photographs to train on or to validate on, a list of uint8 arrays (h, w, 3).
 
     They are as large as random_crops() can use, smaller if all together would take more than KEPT_BYTES.
-    Unreadable files are named and skipped. Raises UserError.
+    Unreadable files are named and skipped, and results of --colorize are left out. Raises UserError.
     """
-    all_files = list_image_files(folder)
+    all_files = [file for file in list_image_files(folder) if not is_result(file)]
     size = kept_size(all_files, int(LARGEST_SIDE * working_size))
 
     def read(file: Path) -> np.ndarray | None:

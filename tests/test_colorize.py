@@ -264,6 +264,14 @@ def test_nothing_of_the_users_is_overwritten(tmp_path):
     assert (tmp_path / "before_and_after_2.png").exists() and (tmp_path / "cat_colored_colored.png").exists()
 
 
+def test_results_inside_an_album_are_not_learned_from(photo_folder):
+    count = len(image_files.folder_photographs.__wrapped__(photo_folder, True, 64))
+    colorization.main(["--colorize", str(photo_folder / "more"), "--out-dir", str(photo_folder / "results")])
+    assert {file.suffix for file in (photo_folder / "results").iterdir()} == {".png"}
+    assert len(list((photo_folder / "results").iterdir())) == 6  # and a sheet
+    assert len(image_files.folder_photographs.__wrapped__(photo_folder, True, 64)) == count
+
+
 def test_another_working_size_or_palette_gives_another_result(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_image("a.png")
@@ -368,7 +376,7 @@ def test_another_process_that_writes_the_same_name_is_not_overwritten(tmp_path, 
 def test_pictures_that_other_programs_have_marked_are_colored(tmp_path, capsys):
     """In the tag that results have."""
     exif = Image.Exif()
-    exif[colorize.PROCESSING_SOFTWARE] = "digiKam-8.1.0"
+    exif[colorize.MARK_TAG] = "digiKam-8.1.0"
     Image.new("RGB", (20, 20), (9, 90, 9)).save(tmp_path / "a.jpg", exif=exif)
     for said in ("1 image colored\n", "0 images colored; 1 colored before\n"):
         colorization.main(["--colorize", str(tmp_path), "--out-dir", str(tmp_path)])

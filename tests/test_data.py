@@ -385,6 +385,7 @@ def test_chromas_of_pure_colors_stay_colors():
 def test_a_number_of_colors_means_the_shipped_palette_of_the_same_images(cifar, tmp_path):
     assert data.palette_file("24", ImageSource()) == data.palette_path(24, "horse")
     assert data.palette_file("24", ImageSource(category="cat")) is None  # none is shipped
+    assert data.palette_path(24, "horse", chroma=True).name == "color_kmeans24_cat7_chroma.npy"  # replaces none of RGB
     assert data.palette_file("24", ImageSource(str(tmp_path / "album"))) is None
 
 
@@ -395,5 +396,5 @@ def test_a_palette_is_fitted_as_the_flags_say(cifar, photo_folder, monkeypatch, 
     data.main(["--colors", "5", "--category", "cat", "--seed", "3", "--chroma"])
     images, *settings = fitted[0]
     assert torch.equal(images, ImageSource(category="cat").training_images()) and settings == [5, 3, True]
-    assert named == [(5, "cat")] and Path("p.npy").exists()
+    assert named == [(5, "cat", True)] and Path("p.npy").exists()
     assert f"--data {photo_folder} needs --output FILE" in fails(data.main, "--data", photo_folder)

@@ -67,7 +67,7 @@ def test_every_process_resumes_from_the_state_that_it_reads(tmp_path, monkeypatc
         other.resume(loaded.append)
 
 
-def test_an_interrupted_run_on_an_album_resumes_with_the_same_crops(photo_folder, monkeypatch):
+def test_an_interrupted_run_on_an_album_resumes_with_the_same_crops(photo_folder, monkeypatch, fails):
     palette = photo_folder.parent / "palette.npy"
     flags = ["--data", str(photo_folder), "-c", str(palette), "-f", "2", "-b", "20", "-e", "2"]
     np.save(palette, THREE_COLORS)
@@ -81,7 +81,9 @@ def test_an_interrupted_run_on_an_album_resumes_with_the_same_crops(photo_folder
         patch.setattr(RunLog, "write", lambda *written: (write(*written), stop()))
         with pytest.raises(KeyboardInterrupt):
             colorization.main([*flags, "--out-dir", "halves"])
-    colorization.main([*flags, "--out-dir", "halves", "--resume"])
+    halves = "--out-dir", "halves", "--resume"
+    assert "working size was 64 and is now 48" in fails(colorization.main, *flags, "--working-size", "48", *halves)
+    colorization.main([*flags, "--data", f"{photo_folder}/", *halves])  # the same folder
     whole, halves = (load_network(f"{out}/unet_k3_f2.pkl")[1].state_dict for out in ("whole", "halves"))
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
 

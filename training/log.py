@@ -166,9 +166,9 @@ def run_settings(checkpoint: Checkpoint, source: ImageSource, start_from: Path |
     """Return what a run starts from: its network, its palette, where its images come from, and those to validate on."""
     settings = {name: getattr(checkpoint, name) for name in ("model", "kernel", "num_filters")}
     settings |= {"data": str(source), "holdout": source.holdout, "start_from": start_from and str(start_from)}
-    settings["valid_sha256"] = valid_set.sha256()
     if source.is_album:
         settings["working_size"] = source.working_size
+    settings["valid_sha256"] = valid_set.sha256()
     return settings | {"palette": checkpoint.palette.tolist() if checkpoint.palette is not None else None}
 
 
