@@ -64,7 +64,8 @@ def main(argv: list[str]) -> None:
     draw_samples(folder / "0_image.png", f"{checkpoint.model}, image {name}", net, dataset)
     for number, (stage, (maps,)) in enumerate(outputs.items(), 1):
         size = "{} maps of {}x{}".format(*maps.shape)
-        title = f"{checkpoint.model}, {stage}: {size}, each scaled to its own range, which is printed above it"
+        title = f"{checkpoint.model}, {stage}: {size}, each scaled to its own range"
+        title += " (above it: number, least and greatest value)"
         save_feature_maps(folder / f"{number}_{stage}.png", title, maps.cpu())
     print(f"{checkpoint}\nsaved {len(outputs) + 1} pictures in {folder}")
 

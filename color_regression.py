@@ -27,7 +27,8 @@ from utils.console import run_script
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = flags.Parser(__doc__)
     flags.add_action_flags(parser, default="validate; with -e: train")
-    flags.add_network_flags(parser, "file to save; without -e: file to load (default: the shipped weights)")
+    weights = "file to save (default: in --out-dir); without -e: to load (default: the shipped weights)"
+    flags.add_network_flags(parser, weights)
     defaults = asdict(ImageSource()) | asdict(TrainingConfig(epochs=0))
     flags.add_training_flags(parser, defaults, CLASSES, AUGMENTATIONS)
     parser.set_defaults(model="RegressionCNN")

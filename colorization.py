@@ -31,13 +31,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = flags.Parser(__doc__)
     text = "color these image files, and all images in these folders; write the results to --out-dir"
     flags.add_action_flags(parser).add_argument("--colorize", nargs="+", type=Path, metavar="PATH", help=text)
-    weights = "file to save; with --valid or --colorize: file to load (default: the shipped weights)"
+    weights = "file to save (default: in --out-dir); with --valid or --colorize: to load (default: the shipped weights)"
     flags.add_network_flags(parser, weights, CLASSIFIERS)
     defaults = asdict(ImageSource()) | asdict(TrainingConfig())
     flags.add_training_flags(parser, defaults, CLASSES, AUGMENTATIONS)
 
     group = parser.add_argument_group("loss")
-    text = "add W times the squared error of the mean color's chroma to the loss"
+    text = "add W times the squared error of the annealed mean's chroma to the loss"
     weight = {"default": defaults["picture_weight"], "metavar": "W"}
     flags.add_number(group, "--picture-weight", low=0, high=1e6, kind=float, help=text, **weight)
 
@@ -48,7 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     text = "temperature of the softmax: lower values give bolder colors, higher values paler ones"
     text += f" (default: {TEMPERATURE}; with --colorize: {PHOTOGRAPH_TEMPERATURE})"
     flags.add_number(group, "--temperature", kind=float, low=0.01, high=100, help=text, metavar="T")
-    text = "with --colorize: multiply the colors by S; 0 is gray"
+    text = "with --colorize: multiply the chroma by S; 0 is gray"
     flags.add_number(group, "--saturation", default=1.0, low=0, high=5, kind=float, help=text, metavar="S")
     args = parser.parse_args(argv)
     mode = "--colorize" if args.colorize else "--valid" if args.valid else "training"

@@ -36,7 +36,7 @@ MIN_CROPS = 2_000  # crops per epoch of an album, at least; a tenth of that for 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where images come from; those to train on and those to validate on, each uint8 (N, 3, H, W).
+    """A source of images to train on and to validate on, each uint8 (N, 3, H, W).
 
     Squares of `crop_size` are cut from copies of photographs, up to 1.5 times `working_size` on the longer side.
     """

@@ -70,7 +70,8 @@ def conv_block(conv: MyConv2d | nn.Conv2d) -> nn.Sequential:
 def up_block(conv: MyConv2d | nn.Conv2d) -> nn.Sequential:
     """A stage that doubles the size: convolution, batch norm, ReLU, nearest upsampling.
 
-    The handout upsamples before batch norm, for four times the work: repeated pixels have the same mean and variance.
+    The handout upsamples before batch norm, with the same result (repeated pixels have the same mean and variance)
+    for four times the work.
     """
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(), nn.Upsample(scale_factor=2))
 
@@ -173,7 +174,7 @@ class DilatedUNet(UNet):
 
 
 class DeepUNet(Network):
-    """UNet's idea, four times: gray (N, 1, H, W) -> logits (N, num_colors, H, W).
+    """A UNet that halves the size four times: gray (N, 1, H, W) -> logits (N, num_colors, H, W).
 
     Its receptive field, 126 or 142 pixels, covers a whole crop of 64x64, so that context can inform the colors.
     Dropout of a fifth of the maps (Tompson et al. 2015, section 3.2) reduces overfitting.

@@ -4,7 +4,7 @@
     python benchmarks/bench_training.py --to-loss PALETTE           also seconds to the handout's loss on its palette
     python benchmarks/bench_training.py --run                       also a run of 25 epochs: its time and peak memory
 
-The plain loop: contiguous NCHW float32, stages in the table's order, cross-entropy
+The plain loop: contiguous NCHW float32, upsampling before batch norm, cross-entropy
 on the logits, Adam at a constant 0.001, batches of 100, one .item() per step.
 """
 

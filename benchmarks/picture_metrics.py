@@ -96,9 +96,9 @@ def compared_panels(panels, source):
     """Return rows of pictures, with the trivial answers and the best that the palette allows, and the truth."""
     truth, gray = panels.pop("ground truth"), panels["grayscale input"][:, :1]
     mean = source.training_images().mean((0, 2, 3), dtype=torch.float32).view(1, 3, 1, 1) / 256
-    panels["dataset mean, over the gray"] = apply_chroma(mean, gray)
+    panels["dataset mean, with the input's gray"] = apply_chroma(mean, gray)
     for label in {"prediction", "quantized ground truth"} & panels.keys():
-        panels[f"{label}, over the gray"] = apply_chroma(panels[label], gray)
+        panels[f"{label}, with the input's gray"] = apply_chroma(panels[label], gray)
     return panels | {"ground truth": truth}, truth
 
 

@@ -142,7 +142,7 @@ def main(argv):
     rows["dataset-mean baseline"] = baseline
     for size in sorted({*SIZES, checkpoint.working_size}):
         rows[f"working size {size}"] = compare(images, lambda image, gray, n=size: as_tensor(color(image, n)))
-    names = ["", "gain over the gray, dB", "colorfulness", "CIEDE2000", "AuC", "better", "changed by noise"]
+    names = ["", "PSNR gain, dB", "colorfulness", "CIEDE2000", "AuC", "better", "changed by noise"]
     print_table(names, [[label, *described(row, baseline)] for label, row in rows.items()])
     draw(images, color, args.out_dir)
 

@@ -31,7 +31,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 import colorization
-from data import ImageDataset, ImageSource, fit_palette, load_palette, palette_path, to_gray, to_rgb
+from data import ImageDataset, ImageSource, fit_palette, load_palette, nearest_color, palette_path, to_gray, to_rgb
 from models import CNN, MyConv2d, MyDilatedConv2d, RegressionCNN, predict, stage_outputs
 from pictures.decoding import annealed_mean, comparison_rows, decode_annealed_mean, labels_to_rgb
 from pictures.metrics import colorfulness
@@ -177,8 +177,8 @@ def over_seeds(title, conditions):
     table(title, ["", "held-out loss", "against the first", "accuracy", "training loss"], rows)
 
 
-def rgb_and_sight(palette):
-    """Print pairs of palette colors at equal distances in RGB, those that look most alike and most different."""
+def rgb_and_sight(palette, source):
+    """Print pairs of palette colors at equal distances in RGB, and the nearest colors of a meadow by two distances."""
     from skimage.color import deltaE_ciede2000, rgb2lab
 
     pairs = list(itertools.combinations(range(len(palette)), 2))
@@ -192,6 +192,13 @@ def rgb_and_sight(palette):
             colors = " and ".join(str(tuple((256 * palette[c]).round().astype(int).tolist())) for c in pairs[pick])
             rows.append([colors, f"{far[pick]:.3f}", f"{seen[pick]:.1f}"])
     table("Pairs of palette colors", ["R, G, B", "distance in RGB", "CIEDE2000"], rows)
+    meadow = to_rgb(source.validation_images()[6:7, :, 18:])[0].flatten(1).T.double().numpy()  # of the seventh horse
+    in_rgb = nearest_color(meadow, palette)[0]
+    in_lab = deltaE_ciede2000(rgb2lab(meadow)[:, None], lab[None]).argmin(1)
+    tan, is_green = np.bincount(in_rgb).argmax(), palette[:, 1] > palette[:, [0, 2]].max(1) + 0.03
+    for distance, labels in (("RGB", in_rgb), ("CIEDE2000", in_lab)):
+        shares = f"tan {(labels == tan).mean():.0%}, green {is_green[labels].mean():.0%}"
+        print(f"nearest in {distance} to the pixels of the seventh meadow: {shares}")
 
 
 def shipped_pictures(data_flags):
@@ -439,12 +446,12 @@ def receptive_fields(source):
         ("3x3, dilation 1", MyDilatedConv2d(1, 1, 3, dilation=1), 5),
     ):
         rows.append([name, layer.weight.numel(), f"{span}x{span}", extent(receptive_field(layer, horses))])
-    table("One filter of one map", ["filter", "weights", "computed", "measured"], rows)
+    table("One filter of one map", ["filter", "weights", "receptive field, computed", "measured"], rows)
     rows, fields = [], {}
     for model in EXERCISE:
         fields[model] = receptive_field(load_network(pretrained_path(model=model))[0], horses)
         rows.append([model, computed_field(dilation=int(model == "DUNet")), extent(fields[model])])
-    table("One output pixel of the networks", ["network", "computed", "measured"], rows)
+    table("One output pixel of the networks", ["network", "receptive field, computed", "measured"], rows)
     figure = new_figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
     for ax, (model, field) in zip(axes, fields.items()):
@@ -569,7 +576,7 @@ def of_the_shipped(source, data_flags):
     PICTURES.mkdir(exist_ok=True)
     palette = load_palette(palette_path(24, "horse"))
     palette_picture(palette)
-    rgb_and_sight(palette)
+    rgb_and_sight(palette, source)
     one_pixel(source)
     shipped_regression(source)
     decodings(source)

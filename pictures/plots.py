@@ -102,7 +102,7 @@ def save_feature_maps(path: Path, title: str, maps: Tensor) -> None:
     columns = min(8, count)
     lines = math.ceil(count / columns)
     step_down, step_right = math.ceil(1.25 * height), math.ceil(1.1 * width)  # room for a line of text, and a gap
-    sheet = np.full((lines * step_down, columns * step_right), np.nan)  # NaN stays white
+    sheet = np.full((lines * step_down, columns * step_right), np.nan)  # NaN stays transparent
     figure = new_figure(figsize=(1.3 * columns, 1.5 * lines + 0.5), layout="constrained")
     ax = figure.subplots()
     for number, values in enumerate(maps.numpy()):

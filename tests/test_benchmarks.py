@@ -16,8 +16,8 @@ from utils.files import PROJECT
 def test_the_metrics_of_every_image_are_written(trained, tmp_path, capsys):
     picture_metrics.main(["--checkpoint", str(trained), "--json", "metrics.json"])
     printed, written = capsys.readouterr().out, json.loads(Path("metrics.json").read_text())
-    rows = {"grayscale input", "dataset mean, over the gray", "argmax decoding", "annealed-mean decoding"}
-    rows |= {"quantized ground truth", "quantized ground truth, over the gray", "ground truth"}
+    rows = {"grayscale input", "dataset mean, with the input's gray", "argmax decoding", "annealed-mean decoding"}
+    rows |= {"quantized ground truth", "quantized ground truth, with the input's gray", "ground truth"}
     assert written["pictures"].keys() == rows and written["loss"] > 0
     for label, row in written["pictures"].items():
         assert label in printed and row.keys() == picture_metrics.NAMES.keys()
@@ -26,7 +26,8 @@ def test_the_metrics_of_every_image_are_written(trained, tmp_path, capsys):
     mean = ImageSource().training_images().float().mean((0, 2, 3), keepdim=True) / 256
     images = ImageSource().validation_images().float() / 256
     expected = psnr(apply_chroma(mean, images.mean(1, keepdim=True)), images)
-    assert written["pictures"]["dataset mean, over the gray"]["psnr"]["mean"] == pytest.approx(expected, abs=1e-4)
+    found = written["pictures"]["dataset mean, with the input's gray"]
+    assert found["psnr"]["mean"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_metrics_are_of_the_crops_that_validation_takes(photo_folder, capsys):

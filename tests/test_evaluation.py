@@ -77,7 +77,7 @@ def test_pictures_are_measured_against_the_truth(cifar, small_palette, capsys, m
     net, checkpoint = new_network(None, model="RegressionCNN", num_filters=2)
     run_validation(net, checkpoint, ImageSource(), Path("outputs"))
     table = dict(line.split(" | ")[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("| "))
-    errors = {"grayscale input": 0.08 / 3, "prediction": 0.02 / 3 + 0.01, "prediction, over the gray": 0.02 / 3}
+    errors = {"grayscale input": 0.08 / 3, "prediction": 0.02 / 3 + 0.01, "prediction, with the input's gray": 0.02 / 3}
     rows = {label[2:].strip(): value.strip() for label, value in table.items()}
     assert rows == {"": "PSNR (dB)", "ground truth": ""} | {k: f"{-10 * math.log10(v):.2f}" for k, v in errors.items()}
 

@@ -1,4 +1,4 @@
-"""Data augmentation: random transforms of training images, uint8 (N, 3, H, W), each image's drawn for itself."""
+"""Data augmentation: random transforms of training images, uint8 (N, 3, H, W), drawn for each image independently."""
 
 from collections.abc import Iterable
 

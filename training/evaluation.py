@@ -88,7 +88,7 @@ def run_validation(
     save_image_grid(path, title, {label: panel[:NUM_SAMPLES] for label, panel in panels.items()})
     print(f"saved {path}")
     truth, label = panels.pop("ground truth"), "quantized ground truth" if checkpoint.is_classifier else "prediction"
-    panels[f"{label}, over the gray"] = apply_chroma(panels[label], panels["grayscale input"][:, :1])
+    panels[f"{label}, with the input's gray"] = apply_chroma(panels[label], panels["grayscale input"][:, :1])
     print_metrics(panels, truth)
 
 

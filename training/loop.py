@@ -96,10 +96,10 @@ def run_training(
 
 
 class Trainer:
-    """A network in training: steps update `model`, a copy of it; it becomes the average of the copy's weights itself.
+    """The training of a network: steps update `model`, a copy; the network, `averaged_model`, holds the mean weights.
 
-    `averaged_model` is the network. Several processes average their gradients; batch norm normalizes each one's part.
-    Raises UserError if the batch size does not fit the number of images or of processes.
+    Several processes average their gradients, and batch norm uses each one's part of a batch. Raises UserError if the
+    batch size does not fit the number of images or of processes.
     """
 
     def __init__(self, net: Network, dataset: ImageDataset, config: TrainingConfig):

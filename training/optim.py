@@ -19,7 +19,7 @@ class MuonAdam:
 
     Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): the update is the Nesterov momentum of the
     gradient, orthogonalized as a matrix (out, in·k·k). The momentum (0.6) and the number of iterations (3) are smaller
-    than Jordan's (0.95 and 5), because runs are short and three are as good. Adam: Kingma and Ba 2015, algorithm 1.
+    than Jordan's (0.95 and 5), because runs are shorter here. Adam: Kingma and Ba 2015, algorithm 1.
     """
 
     momentum, betas, eps = 0.6, (0.9, 0.999), 1e-8
