@@ -51,9 +51,12 @@ class ImageSource:
     def cifar10_folder(self) -> Path | None:
         """The folder of CIFAR-10, or None for another source."""
         if self.location == "cifar10":
-            return Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10").expanduser()
-        folder = Path(self.location).parent if Path(self.location).name == FOLDER else Path(self.location)
-        return folder if self.location != "sample" and contains_cifar10(folder) else None
+            folder = Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10").expanduser()
+        else:
+            folder = Path(self.location)
+        folder = folder.parent if folder.name == FOLDER else folder
+        is_cifar10 = self.location == "cifar10" or (self.location != "sample" and contains_cifar10(folder))
+        return folder if is_cifar10 else None
 
     @property
     def is_album(self) -> bool:
@@ -206,12 +209,13 @@ def nearest_color(colors: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, 
 def label_table(images: Tensor, palette: np.ndarray) -> Tensor:
     """Return the label of every color code, uint8 (2^24,): the index of the nearest palette color.
 
-    Only colors that occur in `images`, uint8 (N, 3, H, W), are filled in.
+    Only colors that occur in `images`, uint8 (N, 3, H, W), are filled in; others are 255, which the loss refuses if the
+    palette has fewer colors.
     """
     occurs = torch.zeros(1 << 24, dtype=torch.bool)
     for part in images.split(4096):
         occurs[pack_rgb(part).cpu()] = True
-    table = torch.zeros(1 << 24, dtype=torch.uint8)
+    table = torch.full((1 << 24,), 255, dtype=torch.uint8)
     for codes in occurs.nonzero()[:, 0].split(1 << 13):  # parts that fit into the CPU's cache
         table[codes] = torch.from_numpy(nearest_color(unpack_rgb(codes.numpy()), palette)[0])
     return table
@@ -236,7 +240,8 @@ def fit_palette(images: Tensor, num_colors: int, seed: int = 0, chroma: bool = F
     counts = counts[codes]
     colors = unpack_rgb(codes.numpy())
     if len(colors) < num_colors:
-        raise UserError(f"--colors {num_colors}: the images have only {len(colors)} different colors; ask for fewer")
+        found = f"{len(colors)} different {'chromas' if chroma else 'colors'}"
+        raise UserError(f"--colors {num_colors}: the images have only {found}; ask for fewer, or name other images")
     kmeans = KMeans(num_colors, random_state=seed, n_init=STARTS, max_iter=1000, tol=1e-7)
     with threadpool_limits(1, "openmp"):  # several threads sum in varying order, and so give varying palettes
         palette = kmeans.fit(colors, sample_weight=counts.numpy()).cluster_centers_

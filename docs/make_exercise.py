@@ -77,6 +77,8 @@ def main(argv):
         listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(f"{PROJECT}: git cannot list its files; install git and clone the repository") from error
+    if "models.py" not in listed.splitlines():
+        raise UserError(f"{PROJECT}: its files are not in a git repository; clone it")
     copies = {name: name for name in listed.splitlines() if re.match(COPIED, name)}
     copies |= {"docs/exercise_readme.md": "README.md", "docs/writeup.md": "writeup.md"}
     for source, target in copies.items():

@@ -81,9 +81,11 @@ def predict_chroma(
     """Return the chroma that a network predicts for an RGB image, and the gray (1, 1, h, w) that it saw.
 
     The chroma is the colors minus their mean, (1, 3, h, w), averaged over copies of COPY_SCALES times the working size
-    on the longer side, each also mirrored; (h, w) is the size of the last.
+    on the longer side, each also mirrored; (h, w) is the size of the last. Raises UserError if it predicts RGB instead.
     """
     net, checkpoint = network
+    if not checkpoint.is_classifier:
+        raise UserError(f"a {checkpoint.model} predicts RGB, not palette colors; name another network")
     predictions, multiple = [], net.size_multiple
     image = image if image.mode == "RGB" else image.convert("RGB")  # which copies, and a photograph may be large
     for scale in COPY_SCALES:
@@ -146,8 +148,9 @@ def kept_metadata(info: dict, image_format: str, mark: str) -> dict:
     """
     text = PngImagePlugin.PngInfo()
     kept: dict = {"pnginfo": text}
-    if all(1 <= value < 65_000 for value in info.get("dpi", [0])):  # what a JPEG can store; NaN in a broken TIFF
-        kept["dpi"] = info["dpi"]
+    dpi = info.get("dpi")
+    if isinstance(dpi, tuple) and all(1 <= value < 65_000 for value in dpi):  # what a JPEG can store, and no NaN
+        kept["dpi"] = dpi
     for key, value in info.items():
         if isinstance(value, str) and len(value) < METADATA and not key.startswith("XML:") and key != "compression":
             text.add_itxt(key, value)

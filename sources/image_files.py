@@ -54,7 +54,8 @@ def readable_formats() -> tuple[str, ...]:
 def list_image_files(path: str | Path) -> list[Path]:
     """Return the image files in a folder and its subfolders, sorted, by extension; or the file itself.
 
-    Warns of pictures in formats that are not read.
+    Files named ._NAME, which macOS adds on other file systems, are left out. Warns of pictures in formats that are not
+    read.
     """
     path = Path(path)
     if not os.path.isdir(path):
@@ -66,7 +67,7 @@ def list_image_files(path: str | Path) -> list[Path]:
     if left_out:
         kinds = ", ".join(sorted(set(left_out)))
         warnings.warn(f"{path}: {len(left_out)} pictures are left out, whose format is not read: {kinds}")
-    return [file for file in files if file.suffix.lower() in extensions]
+    return [file for file in files if file.suffix.lower() in extensions and not file.name.startswith("._")]
 
 
 def mark_of(path: Path) -> str:
@@ -135,7 +136,7 @@ def to_srgb(image: Image.Image, name: str = "the image") -> Image.Image:
     image = image.convert("L" if is_gray else image.mode if image.mode in ("CMYK", "LAB") else "RGB")
     if profile:
         image = convert_profile(image, profile, name)
-    elif gamma and not 0.4 < gamma < 0.5:  # of a PNG without a profile; sRGB's is about 1 / 2.2
+    elif gamma and isinstance(gamma, float) and not 0.4 < gamma < 0.5:  # without a profile; sRGB's is about 1 / 2.2
         image = image.convert("RGB").point([round(255 * (v / 255) ** (1 / (2.2 * gamma))) for v in range(256)] * 3)
     image = image.convert("RGB")
     if alpha:
@@ -151,7 +152,8 @@ def upright(image: Image.Image, name: str) -> Image.Image:
         turned = ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF data may raise anything
         warnings.warn(f"{name}: its EXIF data is broken, and only its orientation is used")
-        turned = image.transpose(TRANSPOSED[image.getexif()[274]])
+        orientation = TRANSPOSED.get(image.getexif().get(274, 1))
+        turned = image.copy() if orientation is None else image.transpose(orientation)
         turned.info = {key: value for key, value in image.info.items() if key != "exif"}
     with contextlib.suppress(Exception):
         tags = {tag: value for tag, value in image.getexif().items() if tag in DESCRIPTIVE}
@@ -234,9 +236,10 @@ def split_files(files: list[Path], train: bool) -> list[Path]:
     """
 
     def draw(file: Path) -> int:
-        with contextlib.suppress(OSError), open(file, "rb") as stream:
-            if content := stream.read(1 << 16):
-                return zlib.crc32(content)
+        with contextlib.suppress(Exception), open(file, "rb") as stream:
+            Image.open(stream, formats=readable_formats())  # whatever it raises
+            stream.seek(0)
+            return zlib.crc32(stream.read(1 << 16))
         return 1 << 32  # for training, which will skip it
 
     draws = [draw(file) for file in files]

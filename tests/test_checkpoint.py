@@ -101,7 +101,7 @@ def test_flags_that_do_not_fit(trained, fails, flags, said):
 
 
 def test_no_shipped_weights(cifar, fails):
-    assert "no weights are shipped" in fails(colorization.main, "--valid", "-f", "5")
+    assert "no such weights are shipped" in fails(colorization.main, "--valid", "-f", "5")
 
 
 def test_files_that_are_no_checkpoints(trained, fails, tmp_path):

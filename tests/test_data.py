@@ -327,7 +327,7 @@ def test_a_palette_of_chromas_tells_colors_apart_whatever_their_gray():
     assert np.allclose(sorted(palette.tolist()), sorted((0.5 + chromas / 256).tolist()))
     labels = data.ImageDataset(images, palette, CPU).targets(images)[0].flatten()
     assert np.allclose(palette[labels.numpy()], 0.5 + chromas[[0, 1] * 3] / 256)
-    with pytest.raises(UserError, match="only 2 different colors"):
+    with pytest.raises(UserError, match="only 2 different chromas"):
         data.fit_palette(images, 3, chroma=True)
 
 

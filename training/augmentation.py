@@ -1,4 +1,7 @@
-"""Data augmentation: random transforms of training images, uint8 (N, 3, H, W), drawn for each image independently."""
+"""Data augmentation: random transforms of training images, uint8 (N, 3, H, W), drawn for each image independently.
+
+They may move pixels, but not make new colors: only those that occur in the images have labels (data.py).
+"""
 
 from collections.abc import Iterable
 

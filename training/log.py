@@ -24,7 +24,7 @@ from training.evaluation import METRICS, format_metrics
 from utils import distributed
 from utils.checkpoint import Checkpoint, file_name, save_checkpoint
 from utils.console import UserError
-from utils.files import PROJECT, atomic_write, check_targets, report_read_errors
+from utils.files import PROJECT, atomic_write, check_targets, file_identity, report_read_errors
 from utils.torch_files import read_torch_file, write_torch_file
 
 STATE_FORMAT = "colorization training state 5"
@@ -48,7 +48,7 @@ class RunLog:
         self.path = path or out_dir / file_name(checkpoint.model, checkpoint.kernel, checkpoint.num_filters)
         self.best_path = self.path.parent / f"{self.path.stem}_best.pkl"
         self.history: list[dict] = []
-        if Path(os.path.realpath(self.path)).parent == PROJECT / "weights":
+        if file_identity(Path(os.path.realpath(self.path)).parent) == file_identity(PROJECT / "weights"):
             advice = "training does not write to weights/, which has the shipped files; name another file"
             raise UserError(f"{self.path}: {advice}")
         check_targets((self.path, self.best_path, *map(self.path_for, SUFFIXES)), inputs)
@@ -178,7 +178,7 @@ def environment(weights: dict[str, Tensor]) -> dict:
     return {
         "command": shlex.join(sys.argv),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
     }

@@ -70,7 +70,7 @@ def new_network(palette: np.ndarray | None, seed: int = 0, **architecture: Any) 
 
 
 def load_network(path: Path, palette: np.ndarray | None = None, **architecture: Any) -> tuple[Network, Checkpoint]:
-    """Return (a network with the weights of a file, its Checkpoint).
+    """Return (a network with the weights of a file, in evaluation mode, its Checkpoint).
 
     The arguments are load_checkpoint()'s; pretrained_path() returns the path of shipped weights. Raises UserError.
     """
@@ -84,7 +84,7 @@ def load_network(path: Path, palette: np.ndarray | None = None, **architecture: 
             blank.load_state_dict({name: value.to("meta") for name, value in checkpoint.state_dict.items()})
         net = checkpoint.create_model()
         net.load_state_dict(checkpoint.state_dict)
-    return net, checkpoint
+    return net.eval(), checkpoint
 
 
 def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architecture: Any) -> Checkpoint:
@@ -230,5 +230,6 @@ def pretrained_path(photographs: bool = False, **architecture: Any) -> Path:
     name = PHOTOGRAPH_WEIGHTS if is_default else file_name(**DEFAULTS | architecture)
     path = PROJECT / "weights" / name
     if not path.exists():
-        raise UserError(f"{path}: no weights are shipped for this network; train it, or name a file with --checkpoint")
+        shipped = ", ".join(sorted(file.name for file in path.parent.glob("*.pkl")))
+        raise UserError(f"{path}: no such weights are shipped; train it, or name a file with --checkpoint ({shipped})")
     return path
