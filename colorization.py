@@ -101,7 +101,10 @@ def colorize(args: argparse.Namespace) -> None:
     net, checkpoint = load(args, path, ImageSource(args.data, args.category, args.holdout))
     print(checkpoint)
     settings = args.saturation, args.temperature or PHOTOGRAPH_TEMPERATURE
-    colorize_files(args.colorize, args.out_dir, (net.to(device), checkpoint), *settings)
+    try:
+        colorize_files(args.colorize, args.out_dir, (net.to(device), checkpoint), *settings)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; to color the others, repeat the command") from None
 
 
 def image_source(args: argparse.Namespace) -> ImageSource:

@@ -256,8 +256,11 @@ def load_palette(path: Path) -> np.ndarray:
 
     Raises UserError unless it is a plain .npy array, or the handout's [palette, distortion], pickled by Python 2.
     """
-    with report_read_errors(path, "palette", "fit one with: python data.py --colors 24", most=1 << 20):
+    advice = "fit one with: python data.py --colors 24 --output palette.npy"
+    with report_read_errors(path, "palette", advice, most=1 << 20):
         content = Path(path).read_bytes()
+        if not content.startswith(b"\x93NUMPY"):
+            raise ValueError("it is not a .npy file")
         if b"'|O'" in content[:128]:  # the header, whose line the pickle follows
             pickled = io.BytesIO(content.partition(b"\n")[2])
             return check_palette(RestrictedUnpickler(pickled).load().array[0].array)
@@ -309,6 +312,8 @@ def main(argv: list[str]) -> None:
     if not source.cifar10_folder and not args.output:
         raise UserError(f"--data {args.data} needs --output FILE: color/ contains only palettes of CIFAR-10")
     output = args.output or palette_path(args.colors, args.category, args.chroma)
+    if not args.output and output.exists():
+        raise UserError(f"{output}: is there already; to replace it, name it with --output")
     check_targets([output], [source.path])
     palette, distance = fit_palette(source.training_images(), args.colors, args.seed, args.chroma)
     with atomic_write(output) as file:

@@ -6,7 +6,6 @@ python docs/make_exercise.py DEST --also conv quantizer evaluation step
 tests/test_parts.py tells a student which parts work; writeup.md has the questions.
 """
 
-import argparse
 import ast
 import re
 import shutil
@@ -19,6 +18,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from utils.console import UserError, run_script
+from utils.flags import Parser
 
 PARTS = {  # file and function: what a student is told
     "models.py CNN.__init__": "Part 2.1: Build the six stages of RegressionCNN with MyConv2d, and num_colors maps "
@@ -67,7 +67,7 @@ def blank(text, name, task):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("dest", type=Path, metavar="DEST", help="folder to write")
     parser.add_argument("--also", nargs="+", choices=OPTIONAL, default=[], help="further parts to take out")
     args = parser.parse_args(argv)

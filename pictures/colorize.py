@@ -263,20 +263,21 @@ def colorize_files(
         left += both is None
         if both and len(pairs) < SHEET:
             pairs.append([thumbnail(image) for image in both])
-    if pairs:
-        save_sheet(folder / "before_and_after.png", pairs)
     count = len(sources) - failed - left
+    if pairs:
+        title = f"before and after: {network[1].model}, saturation {saturation:g}, temperature {temperature:g}"
+        save_sheet(folder / "before_and_after.png", pairs, title + (f"; {SHEET} of {count}" if count > SHEET else ""))
     print(f"{count} image{'s'[: count != 1]} colored" + (f"; {left} colored before" if left else ""))
     if failed:
         raise UserError(f"{failed} of {len(sources)} images could not be colored")
 
 
-def save_sheet(path: Path, pairs: list[list[Tensor]]) -> None:
+def save_sheet(path: Path, pairs: list[list[Tensor]], title: str) -> None:
     """Write pictures before and after coloring, and their gray between the two unless all were gray."""
     before, after = zip(*pairs)
     rows = {"gray": [picture.mean(0, keepdim=True) for picture in before], "after": after}
     if any((picture - picture.mean(0)).abs().max() > 0.03 for picture in before):
         rows = {"before": before} | rows  # not for old photographs, which are gray
     path = next(candidate for candidate in numbered(path) if not os.path.lexists(candidate))
-    save_image_grid(path, "before and after", rows)
+    save_image_grid(path, title, rows)
     print(f"saved {path}")

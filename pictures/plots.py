@@ -89,7 +89,7 @@ def save_curve(path: Path, title: str, history: list[dict]) -> None:
                 ax.plot(epochs, values, color, marker=".", label=words)
         ax.set_xlabel("epoch")
         ax.set_ylabel(f"{name}, %" if name == "accuracy" else name)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.grid(alpha=0.3)
         ax.legend(frameon=False)
     figure.suptitle(title, parse_math=False)
@@ -109,7 +109,7 @@ def save_feature_maps(path: Path, title: str, maps: Tensor) -> None:
         top, left = number // columns * step_down + step_down - height, number % columns * step_right
         least, most = values.min(), values.max()
         sheet[top : top + height, left : left + width] = (values - least) / ((most - least) or 1)
-        ax.text(left - 0.5, top - 0.5, f"{number}: {least:.2g} … {most:.2g}", fontsize=7, va="bottom")
+        ax.text(left - 0.5, top - 0.5, f"{number}: {least:.3g} … {most:.3g}", fontsize=7, va="bottom")
     ax.imshow(sheet, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     ax.axis("off")
     ax.set_title(title, fontsize=11, parse_math=False)

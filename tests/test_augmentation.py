@@ -56,6 +56,12 @@ def test_an_augmentation_is_added_in_one_place(monkeypatch):
     assert "quarter-turn" in colorization.parse(["--augment", "quarter-turn"]).augment
 
 
+def test_colors_without_a_label_are_not_learned(cifar, small_palette, monkeypatch):
+    monkeypatch.setitem(AUGMENTATIONS, "darker", lambda images: images // 2)
+    with pytest.raises(IndexError, match="Target 255 is out of bounds"):
+        colorization.main(["-e", "1", "-b", "8", "-f", "2", "-c", str(small_palette), "--augment", "darker"])
+
+
 def test_a_shift_reflects_both_edges():
     image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
     torch.manual_seed(0)

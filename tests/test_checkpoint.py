@@ -14,6 +14,7 @@ from helpers import PALETTE, SMALL, checkpoint_bytes
 import color_regression
 import colorization
 from models import create_model
+from training import log
 from utils import checkpoint
 from utils.checkpoint import (
     OLD_FORMAT,
@@ -85,7 +86,7 @@ def test_bare_weights_take_their_description_from_the_flags(cifar, small_palette
         (["--model", "CNN"], "u.pkl: its model is UNet, not CNN"),
         (["-f", "8"], "its number of filters is 4, not 8"),
         (["-k", "5"], "its kernel is 3, not 5"),
-        (["-c", "24"], "not made with the palette of --colors"),
+        (["-c", "24"], "not made with the palette of --colors; it has 5 colors, not 24; leave --colors out"),
         (["-c", "gone.npy"], "gone.npy: cannot read the palette"),
         (["-c", "1"], "--colors 1: 2 to 256"),
         (["--category", "zebra"], "zebra"),
@@ -101,7 +102,15 @@ def test_flags_that_do_not_fit(trained, fails, flags, said):
 
 
 def test_no_shipped_weights(cifar, fails):
-    assert "no such weights are shipped" in fails(colorization.main, "--valid", "-f", "5")
+    said = fails(colorization.main, "--valid", "-f", "5")
+    assert "no such weights are shipped" in said and "photograph_deep_unet_k3_f32.pkl, " in said
+
+
+def test_a_training_state_is_no_checkpoint(trained, fails):
+    state = trained.with_suffix(".state")
+    torch.save({"format": log.STATE_FORMAT, "trainer": {"model": load_checkpoint(trained).state_dict}}, state)
+    said = fails(colorization.main, "--valid", "--checkpoint", state)
+    assert f"the training state of a run, for --resume; name its checkpoint, {trained.name}" in said
 
 
 def test_files_that_are_no_checkpoints(trained, fails, tmp_path):

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import os
+import signal
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -302,8 +304,44 @@ def test_broken_metadata_does_not_stop_an_album(tmp_path, capsys):
         changed = bytearray(content)
         changed[rng.integers(10, len(content))] = rng.integers(256)
         Image.new("RGB", (8, 8), (number, 9, 9)).save(tmp_path / "in" / f"{number}.jpg", exif=bytes(changed))
+    for number, name in enumerate(("dpi", "exif", "gamma", "xmp", "Raw profile type exif")):
+        text = PngImagePlugin.PngInfo()
+        text.add_text(name, "300")
+        Image.new("RGB", (8, 8), (number, 9, 9)).save(tmp_path / "in" / f"{number}.png", pnginfo=text)
     colorization.main(["--colorize", str(tmp_path / "in"), "--out-dir", str(tmp_path / "out")])
-    assert "60 images colored" in capsys.readouterr().out
+    assert "65 images colored" in capsys.readouterr().out
+
+
+def test_threads_color_alike_and_leave_the_network_as_it_was():
+    images = [Image.fromarray(picture.transpose(1, 2, 0)).resize((96, 64)) for picture in smooth_images(6)]
+    net, _ = colorize.photograph_network()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    one_by_one = [np.asarray(colorize.colorize(image)) for image in images]
+    with ThreadPoolExecutor(3) as pool:
+        assert all(map(np.array_equal, pool.map(colorize.colorize, images), one_by_one))
+    assert not net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_regression_is_refused_from_python_too():
+    with pytest.raises(UserError, match="a RegressionCNN predicts RGB"):
+        colorize.colorize(Image.new("L", (16, 16)), new_network(None, model="RegressionCNN"))
+
+
+def test_a_stopped_folder_says_how_to_go_on(tmp_path, monkeypatch):
+    save_image(tmp_path / "a.png")
+    monkeypatch.setattr(colorize, "colorize_srgb", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match="to color the others, repeat the command"):
+        colorization.main(["--colorize", str(tmp_path / "a.png"), "--out-dir", str(tmp_path)])
+
+
+def test_the_sheet_says_what_it_shows(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for number in range(7):
+        save_image(tmp_path / "in" / f"{number}.png")
+    titles = []
+    monkeypatch.setattr(colorize, "save_image_grid", lambda path, title, rows: titles.append(title))
+    colorization.main(["--colorize", str(tmp_path / "in"), "--saturation", "1.3", "--out-dir", str(tmp_path)])
+    assert titles == ["before and after: DeepUNet, saturation 1.3, temperature 1; 6 of 7"]
 
 
 def test_more_or_less_color(tmp_path):

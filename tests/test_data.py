@@ -346,11 +346,19 @@ def test_a_palette_file_is_small(tmp_path):
         data.load_palette(tmp_path / "p.npy")
 
 
+def test_what_is_no_palette_file_says_so(tmp_path, fails):
+    (tmp_path / "palette.npy").write_text("0.1 0.2 0.3")
+    said = fails(colorization.main, "-c", tmp_path / "palette.npy")
+    assert "(it is not a .npy file); fit one with: python data.py --colors 24 --output palette.npy" in said
+
+
 def test_where_cifar10_is(cifar, monkeypatch):
     assert ImageSource().path == cifar / cifar10.FOLDER
     monkeypatch.setenv("COLORIZATION_DATA", "~/pictures")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert ImageSource().cifar10_folder == Path("/home/somebody/pictures")
+    monkeypatch.setenv("COLORIZATION_DATA", str(cifar / cifar10.FOLDER))
+    assert ImageSource().cifar10_folder == ImageSource(str(cifar / cifar10.FOLDER)).cifar10_folder == cifar
 
 
 def test_sample_means_the_shipped_photographs_even_beside_a_folder_of_this_name(cifar, tmp_path, monkeypatch):
@@ -397,4 +405,5 @@ def test_a_palette_is_fitted_as_the_flags_say(cifar, photo_folder, monkeypatch, 
     images, *settings = fitted[0]
     assert torch.equal(images, ImageSource(category="cat").training_images()) and settings == [5, 3, True]
     assert named == [(5, "cat", True)] and Path("p.npy").exists()
+    assert "p.npy: is there already" in fails(data.main, "--colors", "5")
     assert f"--data {photo_folder} needs --output FILE" in fails(data.main, "--data", photo_folder)

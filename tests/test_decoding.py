@@ -74,3 +74,14 @@ def test_rows_of_pictures():
     assert torch.equal(rows["quantized ground truth"], labels_to_rgb(labels, THREE_COLORS))
     assert torch.equal(rows["ground truth"], to_rgb(images))
     assert comparison_rows(images, images, logits, None)["prediction"].aminmax() == (0, 1)
+
+
+def test_a_palette_of_chromas_is_drawn_with_the_gray():
+    images = torch.randint(64, 192, (2, 3, 4, 4), dtype=torch.uint8)
+    palette = 0.5 + np.array([[0.1, -0.05, -0.05], [-0.1, 0, 0.1]])
+    labels = torch.randint(2, (2, 4, 4))
+    rows = comparison_rows(images, labels, torch.randn(2, 2, 4, 4), palette)
+    for picture in rows.values():
+        assert torch.allclose(picture.mean(1, keepdim=True), to_gray(images), atol=1e-5)
+    expected = torch.from_numpy(palette - 0.5).float()[labels].permute(0, 3, 1, 2) + to_gray(images)
+    assert torch.allclose(rows["quantized ground truth"], expected, atol=1e-5)

@@ -422,6 +422,12 @@ def test_a_picture_that_is_cut_short_is_told_from_no_picture(tmp_path, name):
             image_files.read_image(tmp_path / name)
 
 
+def test_what_macos_keeps_beside_a_photograph_is_none(tmp_path):
+    for name in ("a.jpg", "._a.jpg"):
+        (tmp_path / name).touch()
+    assert image_files.list_image_files(tmp_path) == [tmp_path / "a.jpg"]
+
+
 def test_pictures_that_are_not_read_are_counted(tmp_path):
     for name in ("a.heic", "b.HEIC", "c.svg", "d.txt"):
         (tmp_path / name).write_bytes(b"content")
@@ -452,7 +458,10 @@ def test_a_photograph_stays_on_its_side_whatever_joins_it(tmp_path):
         tmp_path / "copy.png"
     ]
     (tmp_path / "empty.png").touch()
-    useless = [tmp_path / "gone.png", tmp_path / "empty.png"]
+    content = next(text for text in map(b"no picture %d".__mod__, range(1000)) if zlib.crc32(text) < 1 << 24)
+    (tmp_path / "broken.png").write_bytes(content)  # its checksum would be the least
+    useless = [tmp_path / "gone.png", tmp_path / "empty.png", tmp_path / "broken.png"]
+    assert image_files.split_files([*useless, names[0]], train=False) == names[:1]
     assert image_files.split_files([*useless, *names], train=False) == all_of_them
 
 

@@ -77,7 +77,8 @@ def load_network(path: Path, palette: np.ndarray | None = None, **architecture: 
     checkpoint = load_checkpoint(path, palette, **architecture)
     with torch.device("meta"):  # without memory, which a few bytes that claim many filters would fill
         blank = checkpoint.create_model()  # what fails here is the code, such as a missing part of the exercise
-    with report_read_errors(path, f"file of weights of {checkpoint.architecture}", "name another one"):
+    advice = "name another one, or train it again if models.py has changed"
+    with report_read_errors(path, f"file of weights of {checkpoint.architecture}", advice):
         check_values(checkpoint.state_dict)
         count = sum(value.numel() for value in checkpoint.state_dict.values())
         if count < (2 * checkpoint.num_filters * checkpoint.kernel) ** 2:  # weights of one convolution in the middle
@@ -108,6 +109,8 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
     own = np.zeros(0) if checkpoint.palette is None else checkpoint.palette
     if palette is not None and (own.shape != palette.shape or not np.allclose(own, palette, rtol=0, atol=1e-6)):
         hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
+        if own.shape != palette.shape:
+            hint = f"it has {len(own)} colors, not {len(palette)}; leave --colors out"
         raise UserError(f"{path}: not made with the palette of --colors; {hint}")
     if checkpoint.model not in NETWORKS:
         raise UserError(f"{path}: unknown network {checkpoint.model!r:.50}; the known ones are {', '.join(NETWORKS)}")
@@ -119,6 +122,8 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
 
 def describe_weights(path: Path, content: object, palette: np.ndarray | None, architecture: dict) -> Checkpoint:
     """Return the bare state dict in a file's content as a Checkpoint; its shapes tell what was not given."""
+    if isinstance(content, dict) and str(content.get("format")).startswith("colorization training state"):
+        raise UserError(f"{path}: the training state of a run, for --resume; name its checkpoint, {path.stem}.pkl")
     weights = find_weights(content)
     if not weights:
         raise UserError(f"{path}: a PyTorch file, but neither a checkpoint of this package nor a state dict")

@@ -60,12 +60,13 @@ def network_name(word: str) -> str:
 def add_number(group: Any, *names: str, low: float, high: float, kind: type = int, **settings: Any) -> None:
     """Add a flag that takes a number from `low` to `high`; its help ends with the default, if it has one."""
 
-    def number(word: str) -> float:  # argparse calls it by this name
+    def number(word: str) -> float:
         value = kind(word)
         if not low <= value <= high:
             raise ArgumentTypeError(f"{word!r} is not a number from {low} to {high}")
         return value
 
+    number.__name__ = "whole number" if kind is int else "number"  # as which argparse names it
     if "default" in settings:
         settings["help"] += " (default: %(default)s)"
     group.add_argument(*names, type=number, **{"metavar": "N"} | settings)
