@@ -60,17 +60,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse(argv)
+    source = ImageSource(args.data, args.category, args.holdout)
     if args.colorize:
-        colorize(args)
+        colorize(args, source)
+    elif args.working_size and not source.is_album:
+        raise UserError(f"--working-size has no effect with --data {args.data}; remove it")
     elif args.valid:
-        validate(args)
+        validate(args, source)
     else:
-        train(args)
+        train(args, source)
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, source: ImageSource) -> None:
     device = distributed.setup(args.device)
-    source = image_source(args)
     colors = args.colors
     if args.start_from:
         net, checkpoint = load(args, args.start_from, source)
@@ -84,9 +86,8 @@ def train(args: argparse.Namespace) -> None:
     run_training(trainer, valid_set, log, args.resume, args.plot)
 
 
-def validate(args: argparse.Namespace) -> None:
+def validate(args: argparse.Namespace, source: ImageSource) -> None:
     device = distributed.setup(args.device, several=False)
-    source = image_source(args)
     path = args.checkpoint or pretrained_path(photographs=source.is_album, **flags.architecture_of(args))
     net, checkpoint = load(args, path, source)
     source = replace(source, working_size=checkpoint.working_size, crop_size=net.training_size)
@@ -94,25 +95,17 @@ def validate(args: argparse.Namespace) -> None:
     run_validation(net.to(device), checkpoint, source, args.out_dir, args.temperature or TEMPERATURE, inputs)
 
 
-def colorize(args: argparse.Namespace) -> None:
+def colorize(args: argparse.Namespace, source: ImageSource) -> None:
     device = distributed.setup(args.device, several=False)
     check_writable(args.out_dir / "before_and_after.png")
     path = args.checkpoint or pretrained_path(photographs=True, **flags.architecture_of(args))
-    net, checkpoint = load(args, path, ImageSource(args.data, args.category, args.holdout))
+    net, checkpoint = load(args, path, source)
     print(checkpoint)
     settings = args.saturation, args.temperature or PHOTOGRAPH_TEMPERATURE
     try:
         colorize_files(args.colorize, args.out_dir, (net.to(device), checkpoint), *settings)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; to color the others, repeat the command") from None
-
-
-def image_source(args: argparse.Namespace) -> ImageSource:
-    """Return the source of the images that the flags name. Raises UserError if --working-size has no effect on it."""
-    source = ImageSource(args.data, args.category, args.holdout)
-    if args.working_size and not source.is_album:
-        raise UserError(f"--working-size has no effect with --data {args.data}; remove it")
-    return source
 
 
 def load(args: argparse.Namespace, path: Path, source: ImageSource) -> tuple[Network, Checkpoint]:
