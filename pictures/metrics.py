@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from utils.console import print_table
-
 
 def psnr(pictures: Tensor, truth: Tensor) -> float:
     """Return the peak signal-to-noise ratio in dB, from the mean squared error over all pixels."""
@@ -17,9 +15,3 @@ def colorfulness(pictures: Tensor) -> Tensor:
     opponents = torch.stack([red - green, (red + green) / 2 - blue])  # signed
     spread, mean = opponents.std(2, correction=0), opponents.mean(2)
     return spread.norm(dim=0) + 0.3 * mean.norm(dim=0)
-
-
-def print_metrics(panels: dict[str, Tensor], truth: Tensor) -> None:
-    """Print a table of the metrics of labeled pictures, and of the truth."""
-    rows = [(label, f"{psnr(each, truth):.2f}", f"{colorfulness(each).mean():.1f}") for label, each in panels.items()]
-    print_table(["", "PSNR (dB)", "colorfulness"], [*rows, ("ground truth", "", f"{colorfulness(truth).mean():.1f}")])

@@ -10,10 +10,11 @@ from torch import Tensor
 from data import ImageDataset, ImageSource, to_gray
 from models import Network, device_of, predict
 from pictures.decoding import TEMPERATURE, apply_chroma, comparison_rows
-from pictures.metrics import print_metrics
+from pictures.metrics import colorfulness, psnr
 from pictures.plots import preload_matplotlib, save_image_grid
 from utils import distributed
 from utils.checkpoint import Checkpoint, file_stem
+from utils.console import print_table
 from utils.files import check_targets
 
 METRICS = ("loss", "accuracy")  # a regression has no accuracy
@@ -84,7 +85,8 @@ def run_validation(
     print(f"saved {path}")
     truth, label = panels.pop("ground truth"), "quantized ground truth" if checkpoint.is_classifier else "prediction"
     panels[f"{label}, with the input's gray"] = apply_chroma(panels[label], panels["grayscale input"][:, :1])
-    print_metrics(panels, truth)
+    rows = [(label, f"{psnr(each, truth):.2f}", f"{colorfulness(each).mean():.1f}") for label, each in panels.items()]
+    print_table(["", "PSNR (dB)", "colorfulness"], [*rows, ("ground truth", "", f"{colorfulness(truth).mean():.1f}")])
 
 
 def evaluate_pictures(
