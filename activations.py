@@ -26,19 +26,12 @@ from utils.distributed import choose_device
 from utils.files import check_targets
 
 
-def is_number(name: str) -> bool:
-    """Return whether a string is an integer."""
-    return name.removeprefix("-").isdecimal()
-
-
-def load_image(name: str, source: ImageSource) -> tuple[Tensor, str]:
-    """Return (an image, uint8 (1, 3, 32, 32), its name), given the index of a test image or an image file."""
-    if not is_number(name):
-        return load_square(Path(name)), Path(name).stem
+def load_by_index(index: str, source: ImageSource) -> Tensor:
+    """Return the test image of an index, uint8 (1, 3, 32, 32). Raises UserError if there is none."""
     images = source.validation_images()
-    if len(name) > 9 or not 0 <= int(name) < len(images):
-        raise UserError(f"there is no test image {name:.20}: indices run from 0 to {len(images) - 1}")
-    return images[int(name), None], name
+    if len(index) > 9 or not 0 <= int(index) < len(images):
+        raise UserError(f"there is no test image {index:.20}: indices run from 0 to {len(images) - 1}")
+    return images[int(index), None]
 
 
 def main(argv: list[str]) -> None:
@@ -48,18 +41,21 @@ def main(argv: list[str]) -> None:
     flags.add_image_flags(parser, asdict(ImageSource()), CLASSES)
     flags.add_output_flags(parser)
     args = parser.parse_args(argv)
-    if not is_number(args.image) and not (args.colors or "").isdecimal():
+    file = None if args.image.removeprefix("-").isdecimal() else Path(args.image)
+    if file and not (args.colors or "").isdecimal():
         flags.reject_unused_flags(parser, args, "an image file")
 
     device, source = choose_device(args.device), ImageSource(args.data, args.category)
     palette = palette_for(args.colors, source) if args.colors else None
     path = args.checkpoint or pretrained_path(**flags.architecture_of(args))
     net, checkpoint = load_network(path, palette, **flags.architecture_of(args))
-    image, name = load_image(args.image, replace(source, working_size=checkpoint.working_size))
+    source = replace(source, working_size=checkpoint.working_size)
+    image = load_square(file) if file else load_by_index(args.image, source)
     outputs = stage_outputs(net.to(device), to_gray(image))  # name -> (1, C, H, W)
 
+    name = file.stem if file else args.image
     folder = args.out_dir / f"activations_{file_stem(checkpoint.model)}_{name}"
-    check_targets([folder / "0_image.png"], [Path(args.image), source.path])
+    check_targets([folder / "0_image.png"], [file, source.path])
     dataset = ImageDataset(image, checkpoint.palette, device)
     draw_samples(folder / "0_image.png", f"{checkpoint.model}, image {name}", net, dataset)
     for number, (stage, (maps,)) in enumerate(outputs.items(), 1):
