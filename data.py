@@ -3,7 +3,7 @@
 Conventions, those of the course: images are uint8 tensors (N, 3, H, W), 32x32 in CIFAR-10; pixel values are byte / 256;
 gray is the mean of R, G and B; a pixel's label is its nearest palette color in RGB.
 
-    python data.py --colors 24      fits a palette to all training pixels
+    python data.py --colors 12 --output palette.npy      fits a palette to all training pixels
 """
 
 import hashlib
@@ -303,7 +303,7 @@ def main(argv: list[str]) -> None:
     add_number(parser, "-s", "--seed", default=0, low=0, high=2**32 - 1, help="seed of k-means")
     text = "cluster by chroma only, ignoring the gray"
     parser.add_argument("--chroma", action="store_true", help=text)
-    text = "file to write or replace (default: in color/, such as color_kmeans24_cat7.npy)"
+    text = "file to write or replace (default: a new one in color/, such as color_kmeans24_cat7.npy)"
     parser.add_argument("--output", type=Path, metavar="FILE", help=text)
     add_image_flags(parser, asdict(ImageSource()), CLASSES)
     args = parser.parse_args(argv)
