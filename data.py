@@ -54,7 +54,7 @@ class ImageSource:
             folder = Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10").expanduser()
         else:
             folder = Path(self.location)
-        folder = folder.parent if folder.name == FOLDER else folder
+        folder = folder.parent if folder.name == FOLDER and not contains_cifar10(folder) else folder
         is_cifar10 = self.location == "cifar10" or (self.location != "sample" and contains_cifar10(folder))
         return folder if is_cifar10 else None
 
@@ -209,7 +209,7 @@ def nearest_color(colors: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, 
 def label_table(images: Tensor, palette: np.ndarray) -> Tensor:
     """Return the label of every color code, uint8 (2^24,): the index of the nearest palette color.
 
-    Only colors that occur in `images`, uint8 (N, 3, H, W), are filled in; others are 255, which the loss refuses if the
+    Only colors that occur in `images`, uint8 (N, 3, H, W), are filled in; others are 255, an error in the loss if the
     palette has fewer colors.
     """
     occurs = torch.zeros(1 << 24, dtype=torch.bool)
@@ -303,7 +303,7 @@ def main(argv: list[str]) -> None:
     add_number(parser, "-s", "--seed", default=0, low=0, high=2**32 - 1, help="seed of k-means")
     text = "cluster by chroma only, ignoring the gray"
     parser.add_argument("--chroma", action="store_true", help=text)
-    text = "file to write or replace (default: a new one in color/, such as color_kmeans24_cat7.npy)"
+    text = "file to write or replace (default: a new one in color/, such as color_kmeans12_cat7.npy)"
     parser.add_argument("--output", type=Path, metavar="FILE", help=text)
     add_image_flags(parser, asdict(ImageSource()), CLASSES)
     args = parser.parse_args(argv)

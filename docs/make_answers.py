@@ -192,7 +192,7 @@ def rgb_and_sight(palette, source):
             colors = " and ".join(str(tuple((256 * palette[c]).round().astype(int).tolist())) for c in pairs[pick])
             rows.append([colors, f"{far[pick]:.3f}", f"{seen[pick]:.1f}"])
     table("Pairs of palette colors", ["R, G, B", "distance in RGB", "CIEDE2000"], rows)
-    meadow = to_rgb(source.validation_images()[6:7, :, 18:])[0].flatten(1).T.double().numpy()  # of the seventh horse
+    meadow = to_rgb(source.validation_images()[6:7, :, 16:])[0].flatten(1).T.double().numpy()  # of the seventh horse
     in_rgb = nearest_color(meadow, palette)[0]
     in_lab = deltaE_ciede2000(rgb2lab(meadow)[:, None], lab[None]).argmin(1)
     tan, is_green = np.bincount(in_rgb).argmax(), palette[:, 1] > palette[:, [0, 2]].max(1) + 0.03

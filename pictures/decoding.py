@@ -73,7 +73,8 @@ def comparison_rows(
 ) -> dict[str, Tensor]:
     """Return labeled rows of pictures of uint8 images: the network's input, its prediction, the truth.
 
-    `targets` are labels (N, H, W) and `outputs` logits (N, K, H, W); without a palette both are RGB (N, 3, H, W).
+    `targets` are labels (N, H, W) and `outputs` logits (N, K, H, W); without a palette both are RGB (N, 3, H, W). The
+    colors of a palette of chromas are combined with the gray.
     """
     gray, truth = to_gray(images), to_rgb(images)
     rows = {"grayscale input": gray.expand(-1, 3, -1, -1)}
@@ -83,6 +84,6 @@ def comparison_rows(
         rows["argmax decoding"] = labels_to_rgb(outputs.argmax(1), palette)
         rows["annealed-mean decoding"] = decode_annealed_mean(outputs, palette, gray, temperature)
         rows["quantized ground truth"] = labels_to_rgb(targets, palette)
-        if np.ptp(palette.mean(1)) < 0.01:  # of chromas alone, as data.py --chroma fits it
+        if abs(palette.mean(1) - 0.5).max() < 0.05:  # of chromas alone, as data.py --chroma fits it
             rows = {label: apply_chroma(picture, gray) for label, picture in rows.items()}
     return rows | {"ground truth": truth}

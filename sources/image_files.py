@@ -62,12 +62,12 @@ def list_image_files(path: str | Path) -> list[Path]:
         return [path]
     formats = readable_formats()
     extensions = {extension for extension, name in Image.registered_extensions().items() if name in formats}
-    files = sorted(file for file in path.rglob("*") if os.path.isfile(file))
+    files = sorted(file for file in path.rglob("*") if os.path.isfile(file) and not file.name.startswith("._"))
     left_out = [file.suffix.lower() for file in files if file.suffix.lower() in UNREAD - extensions]
     if left_out:
         kinds = ", ".join(sorted(set(left_out)))
         warnings.warn(f"{path}: {len(left_out)} pictures are left out, whose format is not read: {kinds}")
-    return [file for file in files if file.suffix.lower() in extensions and not file.name.startswith("._")]
+    return [file for file in files if file.suffix.lower() in extensions]
 
 
 def mark_of(path: Path) -> str:
@@ -75,7 +75,8 @@ def mark_of(path: Path) -> str:
     with contextlib.suppress(Exception):  # it may be anything
         if path.is_file():
             with Image.open(path) as result:
-                mark = str(result.getexif().get(MARK_TAG, ""))
+                # before its pixels, which getexif() would decode in search of more
+                mark = str(result.getexif().get(MARK_TAG, "")) if "exif" in result.info else ""
                 return mark if mark.startswith(SCRIPT) else ""
     return ""
 

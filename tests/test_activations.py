@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SMALL, THREE_COLORS, is_picture
+from helpers import SMALL, THREE_COLORS, is_picture, save_image
 
 import activations
 import color_regression
@@ -17,6 +17,26 @@ def test_activations_of_a_picture_file(photo_folder, capsys):
     save_checkpoint("small.pkl", new_network(THREE_COLORS, model="UNet", kernel=3, num_filters=2)[1])
     activations.main([str(photo_folder / "0.png"), "--checkpoint", "small.pkl"])
     assert "activations_unet_0" in capsys.readouterr().out
+
+
+def test_an_image_file_is_not_replaced_and_an_index_is_no_file(cifar, fails):
+    save_checkpoint("small.pkl", new_network(THREE_COLORS, model="UNet", kernel=3, num_filters=2)[1])
+    folder = Path("outputs/activations_unet_0_image")
+    folder.mkdir(parents=True)
+    save_image(folder / "0_image.png")
+    assert "would replace" in fails(activations.main, folder / "0_image.png", "--checkpoint", "small.pkl")
+    Path("outputs/activations_unet_0").mkdir()
+    save_image("outputs/activations_unet_0/0_image.png")
+    Path("0").symlink_to("outputs/activations_unet_0/0_image.png")  # not what index 0 means
+    activations.main(["0", "--checkpoint", "small.pkl"])
+
+
+def test_the_flags_of_a_palette_to_fit_belong_to_a_file_too(cifar):
+    net, _ = new_network(THREE_COLORS, model="UNet", kernel=3, num_filters=2)
+    torch.save(net.state_dict(), "bare.pkl")
+    save_image("a.png")
+    activations.main(["a.png", "--checkpoint", "bare.pkl", "--model", "UNet", "--colors", "3", "--category", "cat"])
+    assert Path("outputs/activations_unet_a/6_finalconv.png").exists()
 
 
 def test_activations_of_a_file_that_is_no_picture(photo_folder, fails):

@@ -58,8 +58,9 @@ def test_an_augmentation_is_added_in_one_place(monkeypatch):
 
 def test_colors_without_a_label_are_not_learned(cifar, small_palette, monkeypatch):
     monkeypatch.setitem(AUGMENTATIONS, "darker", lambda images: images // 2)
+    flags = ["-f", "2", "-c", str(small_palette), "--augment", "darker", "--device", "cpu"]
     with pytest.raises(IndexError, match="Target 255 is out of bounds"):
-        colorization.main(["-e", "1", "-b", "8", "-f", "2", "-c", str(small_palette), "--augment", "darker"])
+        colorization.main(["-e", "1", "-b", "8", *flags])
 
 
 def test_a_shift_reflects_both_edges():

@@ -3,10 +3,10 @@
 import hashlib
 import io
 import os
-import signal
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -329,19 +329,31 @@ def test_a_regression_is_refused_from_python_too():
 
 def test_a_stopped_folder_says_how_to_go_on(tmp_path, monkeypatch):
     save_image(tmp_path / "a.png")
-    monkeypatch.setattr(colorize, "colorize_srgb", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(colorize, "colorize_srgb", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt, match="to color the others, repeat the command"):
         colorization.main(["--colorize", str(tmp_path / "a.png"), "--out-dir", str(tmp_path)])
 
 
-def test_the_sheet_says_what_it_shows(tmp_path, monkeypatch):
+@pytest.mark.parametrize("count", [6, 7])
+def test_the_sheet_says_what_it_shows(tmp_path, monkeypatch, count):
     (tmp_path / "in").mkdir()
-    for number in range(7):
+    for number in range(count):
         save_image(tmp_path / "in" / f"{number}.png")
+    (tmp_path / "in" / "broken.png").touch()
     titles = []
     monkeypatch.setattr(colorize, "save_image_grid", lambda path, title, rows: titles.append(title))
-    colorization.main(["--colorize", str(tmp_path / "in"), "--saturation", "1.3", "--out-dir", str(tmp_path)])
-    assert titles == ["before and after: DeepUNet, saturation 1.3, temperature 1; 6 of 7"]
+    with pytest.raises(UserError, match=f"1 of {count + 1} images could not be colored"):
+        colorization.main(["--colorize", str(tmp_path / "in"), "--saturation", "1.3", "--out-dir", str(tmp_path)])
+    assert titles == ["before and after: DeepUNet, saturation 1.3, temperature 1" + "; 6 of 7" * (count == 7)]
+
+
+def test_results_of_another_folder_are_colored_like_any_image(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    save_image(tmp_path / "in" / "a.png")
+    colorization.main(["--colorize", str(tmp_path / "in"), "--out-dir", str(tmp_path / "in")])
+    capsys.readouterr()
+    colorization.main(["--colorize", str(tmp_path / "in"), "--out-dir", str(tmp_path / "out")])
+    assert "3 images colored" in capsys.readouterr().out
 
 
 def test_more_or_less_color(tmp_path):

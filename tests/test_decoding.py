@@ -76,6 +76,13 @@ def test_rows_of_pictures():
     assert comparison_rows(images, images, logits, None)["prediction"].aminmax() == (0, 1)
 
 
+def test_only_a_palette_of_chromas_is_drawn_with_the_gray():
+    colors = np.array([[0.4, 0.4, 0.4], [0.6, 0.5, 0.4]])
+    images, labels = torch.randint(64, 192, (2, 3, 4, 4), dtype=torch.uint8), torch.randint(2, (2, 4, 4))
+    rows = comparison_rows(images, labels, torch.randn(2, 2, 4, 4), colors)
+    assert torch.equal(rows["quantized ground truth"], labels_to_rgb(labels, colors))
+
+
 def test_a_palette_of_chromas_is_drawn_with_the_gray():
     images = torch.randint(64, 192, (2, 3, 4, 4), dtype=torch.uint8)
     palette = 0.5 + np.array([[0.1, -0.05, -0.05], [-0.1, 0, 0.1]])

@@ -22,6 +22,8 @@ def test_loss_and_accuracy_by_hand():
     loss = (6 * math.log(4 / 3) + 2 * math.log(4)) / 8
     assert cross_entropy(logits, labels).item() == pytest.approx(loss, abs=1e-6)
     assert batch_metrics(logits, labels).tolist() == pytest.approx([loss, 6 / 8], abs=1e-6)
+    wrong_by_more_and_by_less = torch.eye(3)[[1, 1, 1, 1]].T.view(1, 3, 1, 4), torch.tensor([[[0, 0, 1, 2]]])
+    assert batch_metrics(*wrong_by_more_and_by_less)[1] == 1 / 4
 
 
 def test_squared_error_by_hand():
@@ -75,9 +77,12 @@ def test_pictures_are_measured_against_the_truth(cifar, small_palette, capsys, m
     monkeypatch.setattr(evaluation, "evaluate_pictures", lambda *_: ({"loss": 1.0}, dict(panels)))
     net, checkpoint = new_network(None, model="RegressionCNN", num_filters=2)
     run_validation(net, checkpoint, ImageSource(), Path("outputs"))
-    table = dict(line.split(" | ")[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("| "))
+    printed = [line[2:-2].split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    measured = {label.strip(): float(colors) for label, *_, colors in printed[1:]}
+    assert measured["grayscale input"] == 0 < measured["prediction"] < measured["ground truth"]
+    table = {label: value for label, value, *_ in printed}
     errors = {"grayscale input": 0.08 / 3, "prediction": 0.02 / 3 + 0.01, "prediction, with the input's gray": 0.02 / 3}
-    rows = {label[2:].strip(): value.strip() for label, value in table.items()}
+    rows = {label.strip(): value.strip() for label, value in table.items()}
     assert rows == {"": "PSNR (dB)", "ground truth": ""} | {k: f"{-10 * math.log10(v):.2f}" for k, v in errors.items()}
 
 

@@ -8,13 +8,14 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from conftest import smooth_images
 from helpers import save_image
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 import colorization
 from sources import image_files
@@ -422,10 +423,49 @@ def test_a_picture_that_is_cut_short_is_told_from_no_picture(tmp_path, name):
             image_files.read_image(tmp_path / name)
 
 
-def test_what_macos_keeps_beside_a_photograph_is_none(tmp_path):
-    for name in ("a.jpg", "._a.jpg"):
+def test_what_macos_keeps_beside_a_photograph_is_none(tmp_path, recwarn):
+    for name in (".a.jpg", "._a.jpg", "._a.cr2"):
         (tmp_path / name).touch()
-    assert image_files.list_image_files(tmp_path) == [tmp_path / "a.jpg"]
+    assert image_files.list_image_files(tmp_path) == [tmp_path / ".a.jpg"] and not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("before_and_after.png", True), ("before_and_after_12.png", True), ("before_and_after.jpg", False)],
+)
+def test_sheets_are_results(tmp_path, name, expected):
+    save_image(tmp_path / name)
+    assert image_files.is_result(tmp_path / name) == expected
+
+
+def test_a_photograph_is_not_decoded_to_learn_that_it_is_no_result(tmp_path, monkeypatch):
+    save_image(tmp_path / "a.png")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert not image_files.is_result(tmp_path / "a.png")
+
+
+def test_a_split_depends_on_the_first_64_kilobytes(tmp_path):
+    files = [tmp_path / f"{number}.bmp" for number in range(60)]
+    for number, file in enumerate(files):
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (150, 150, 3), np.uint8)).save(file)
+    expected = [file for file in files if zlib.crc32(file.read_bytes()[: 1 << 16]) < (1 << 32) // 10]
+    assert expected and image_files.split_files(files, train=False) == expected
+
+
+def test_broken_exif_still_turns_a_picture(monkeypatch):
+    image = Image.new("RGB", (4, 2))
+    image.getexif()[274] = 6
+    monkeypatch.setattr(image_files.ImageOps, "exif_transpose", Mock(side_effect=ValueError))
+    with pytest.warns(UserWarning, match="only its orientation is used"):
+        assert image_files.upright(image, "a").size == (2, 4)
+
+
+def test_what_an_image_of_the_users_knows_is_left_to_it():
+    image = Image.new("RGB", (4, 4))
+    image.info["exif"] = "300"
+    with pytest.warns(UserWarning, match="EXIF data is broken"):
+        image_files.to_srgb(image)
+    assert image.info == {"exif": "300"}
 
 
 def test_pictures_that_are_not_read_are_counted(tmp_path):

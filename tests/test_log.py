@@ -29,7 +29,7 @@ import colorization
 import data
 from data import ImageDataset, ImageSource
 from sources import cifar10
-from training import loop
+from training import log, loop
 from training.log import RunLog, run_settings
 from utils import checkpoint, distributed, torch_files
 from utils.checkpoint import load_checkpoint, load_network, new_network, pretrained_path
@@ -450,6 +450,17 @@ def test_training_does_not_replace_the_shipped_weights(cifar, small_palette, fai
         colorization.main, "-e", 1, "-b", 8, "-c", small_palette, "--checkpoint", pretrained_path()
     )
     assert pretrained_path().read_bytes() == before
+
+
+def test_shipped_weights_are_not_replaced_by_another_name(tmp_path, monkeypatch):
+    (tmp_path / "link.pkl").symlink_to(pretrained_path())
+    with pytest.raises(UserError, match="training does not write to weights/"):
+        small_log(tmp_path, tmp_path / "link.pkl")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "project").symlink_to(tmp_path)
+    monkeypatch.setattr(log, "PROJECT", tmp_path / "project")
+    with pytest.raises(UserError, match="training does not write to weights/"):
+        small_log(tmp_path, tmp_path / "weights" / "mine.pkl")
 
 
 def test_what_a_run_starts_from():

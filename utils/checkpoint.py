@@ -106,7 +106,7 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
         if getattr(checkpoint, name) != value:
             difference = f"{name.replace('num_', 'number of ')} is {getattr(checkpoint, name)}, not {value}"
             raise UserError(f"{path}: its {difference}; name another file, or the script and flags that fit it")
-    own = np.zeros(0) if checkpoint.palette is None else checkpoint.palette
+    own = palette if checkpoint.palette is None else checkpoint.palette
     if palette is not None and (own.shape != palette.shape or not np.allclose(own, palette, rtol=0, atol=1e-6)):
         hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
         if own.shape != palette.shape:
@@ -123,7 +123,7 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
 def describe_weights(path: Path, content: object, palette: np.ndarray | None, architecture: dict) -> Checkpoint:
     """Return the bare state dict in a file's content as a Checkpoint; its shapes tell what was not given."""
     if isinstance(content, dict) and str(content.get("format")).startswith("colorization training state"):
-        raise UserError(f"{path}: the training state of a run, for --resume; name its checkpoint, {path.stem}.pkl")
+        raise UserError(f"{path}: the training state of a run, for --resume; name its checkpoint, a .pkl file")
     weights = find_weights(content)
     if not weights:
         raise UserError(f"{path}: a PyTorch file, but neither a checkpoint of this package nor a state dict")
