@@ -106,12 +106,13 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
         if getattr(checkpoint, name) != value:
             difference = f"{name.replace('num_', 'number of ')} is {getattr(checkpoint, name)}, not {value}"
             raise UserError(f"{path}: its {difference}; name another file, or the script and flags that fit it")
-    own = palette if checkpoint.palette is None else checkpoint.palette
-    if palette is not None and (own.shape != palette.shape or not np.allclose(own, palette, rtol=0, atol=1e-6)):
+    own = checkpoint.palette
+    if palette is not None and own is not None:
         hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
-        if own.shape != palette.shape:
+        if len(own) != len(palette):
             hint = f"it has {len(own)} colors, not {len(palette)}; leave --colors out"
-        raise UserError(f"{path}: not made with the palette of --colors; {hint}")
+        if len(own) != len(palette) or not np.allclose(own, palette, rtol=0, atol=1e-6):
+            raise UserError(f"{path}: not made with the palette of --colors; {hint}")
     if checkpoint.model not in NETWORKS:
         raise UserError(f"{path}: unknown network {checkpoint.model!r:.50}; the known ones are {', '.join(NETWORKS)}")
     if checkpoint.is_classifier != (checkpoint.model in CLASSIFIERS):
