@@ -117,7 +117,8 @@ def load(args: argparse.Namespace, path: Path, source: ImageSource) -> tuple[Net
     palette = palette_for(args.colors, source, args.seed) if args.colors else None
     net, checkpoint = load_network(path, palette, **flags.architecture_of(args))
     if not checkpoint.is_classifier:
-        raise UserError(f"{path}: a {checkpoint.model} predicts RGB, not palette colors; use color_regression.py")
+        advice = "name another network, or use color_regression.py"
+        raise UserError(f"{path}: a {checkpoint.model} predicts RGB, not palette colors; {advice}")
     return net, replace(checkpoint, working_size=args.working_size or checkpoint.working_size)
 
 

@@ -313,7 +313,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--data {args.data} needs --output FILE: color/ contains only palettes of CIFAR-10")
     output = args.output or palette_path(args.colors, args.category, args.chroma)
     if not args.output and output.exists():
-        raise UserError(f"{output}: is there already; to replace it, name it with --output")
+        raise UserError(f"{output}: already exists; to replace it, name it with --output")
     check_targets([output], [source.path])
     palette, distance = fit_palette(source.training_images(), args.colors, args.seed, args.chroma)
     with atomic_write(output) as file:

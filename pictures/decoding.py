@@ -17,6 +17,11 @@ def palette_tensor(palette: Palette, device: torch.device) -> Tensor:
     return torch.as_tensor(palette, dtype=torch.float32, device=device)
 
 
+def has_only_chromas(palette: np.ndarray | None) -> bool:
+    """Return whether the gray of all colors is about 1/2, as data.py --chroma fits a palette."""
+    return palette is not None and bool(abs(palette.mean(1) - 0.5).max() < 0.05)
+
+
 def labels_to_rgb(labels: Tensor, palette: Palette) -> Tensor:
     """Turn labels (N, H, W) into pictures (N, 3, H, W) of the colors of a palette (K, 3)."""
     return palette_tensor(palette, labels.device)[labels.int()].permute(0, 3, 1, 2)
@@ -84,6 +89,6 @@ def comparison_rows(
         rows["argmax decoding"] = labels_to_rgb(outputs.argmax(1), palette)
         rows["annealed-mean decoding"] = decode_annealed_mean(outputs, palette, gray, temperature)
         rows["quantized ground truth"] = labels_to_rgb(targets, palette)
-        if abs(palette.mean(1) - 0.5).max() < 0.05:  # of chromas alone, as data.py --chroma fits it
+        if has_only_chromas(palette):
             rows = {label: apply_chroma(picture, gray) for label, picture in rows.items()}
     return rows | {"ground truth": truth}

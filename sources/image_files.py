@@ -75,7 +75,7 @@ def mark_of(path: Path) -> str:
     with contextlib.suppress(Exception):  # it may be anything
         if path.is_file():
             with Image.open(path) as result:
-                # before its pixels, which getexif() would decode in search of more
+                # if it stands before the pixels: otherwise getexif() decodes a whole PNG to look behind them
                 mark = str(result.getexif().get(MARK_TAG, "")) if "exif" in result.info else ""
                 return mark if mark.startswith(SCRIPT) else ""
     return ""
@@ -285,7 +285,8 @@ def folder_photographs(folder: str, train: bool, working_size: int) -> list[np.n
     photographs = thread_map(read, files, max_workers=os.cpu_count(), desc="reading", leave=False, disable=None)
     photographs = [photograph for photograph in photographs if photograph is not None]
     if len(photographs) < 1 + train:
-        raise UserError(f"{folder}: too few readable images to {'train' if train else 'validate'} on; use at least 10")
+        advice = "use at least 10 (results of --colorize do not count)"
+        raise UserError(f"{folder}: too few readable images to {'train' if train else 'validate'} on; {advice}")
     return photographs
 
 

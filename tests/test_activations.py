@@ -39,6 +39,11 @@ def test_the_flags_of_a_palette_to_fit_belong_to_a_file_too(cifar):
     assert Path("outputs/activations_unet_a/6_finalconv.png").exists()
 
 
+def test_a_regression_has_no_colors(cifar, fails):
+    said = fails(activations.main, "0", "--model", "RegressionCNN", "--colors", "24")
+    assert "a RegressionCNN predicts RGB, not palette colors; leave --colors out" in said
+
+
 def test_activations_of_a_file_that_is_no_picture(photo_folder, fails):
     assert "broken.jpg" in fails(activations.main, photo_folder / "broken.jpg")
 

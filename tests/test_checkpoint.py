@@ -86,7 +86,7 @@ def test_bare_weights_take_their_description_from_the_flags(cifar, small_palette
         (["--model", "CNN"], "u.pkl: its model is UNet, not CNN"),
         (["-f", "8"], "its number of filters is 4, not 8"),
         (["-k", "5"], "its kernel is 3, not 5"),
-        (["-c", "24"], "not made with the palette of --colors; it has 5 colors, not 24; leave --colors out"),
+        (["-c", "24"], "it has 5 colors, not the 24 of --colors; leave --colors out"),
         (["-c", "gone.npy"], "gone.npy: cannot read the palette"),
         (["-c", "1"], "--colors 1: 2 to 256"),
         (["--category", "zebra"], "zebra"),

@@ -359,6 +359,10 @@ def test_where_cifar10_is(cifar, monkeypatch):
     assert ImageSource().cifar10_folder == Path("/home/somebody/pictures")
     monkeypatch.setenv("COLORIZATION_DATA", str(cifar / cifar10.FOLDER))
     assert ImageSource().cifar10_folder == ImageSource(str(cifar / cifar10.FOLDER)).cifar10_folder == cifar
+    (cifar / "other").mkdir()
+    (cifar / cifar10.FOLDER).rename(cifar / "other" / cifar10.FOLDER)
+    (cifar / "other").rename(cifar / cifar10.FOLDER)
+    assert ImageSource().cifar10_folder == cifar / cifar10.FOLDER  # which contains one of its own name
 
 
 def test_sample_means_the_shipped_photographs_even_beside_a_folder_of_this_name(cifar, tmp_path, monkeypatch):
@@ -405,5 +409,5 @@ def test_a_palette_is_fitted_as_the_flags_say(cifar, photo_folder, monkeypatch, 
     images, *settings = fitted[0]
     assert torch.equal(images, ImageSource(category="cat").training_images()) and settings == [5, 3, True]
     assert named == [(5, "cat", True)] and Path("p.npy").exists()
-    assert "p.npy: is there already" in fails(data.main, "--colors", "5")
+    assert "p.npy: already exists" in fails(data.main, "--colors", "5")
     assert f"--data {photo_folder} needs --output FILE" in fails(data.main, "--data", photo_folder)

@@ -77,18 +77,19 @@ def test_rows_of_pictures():
 
 
 def test_only_a_palette_of_chromas_is_drawn_with_the_gray():
-    colors = np.array([[0.4, 0.4, 0.4], [0.6, 0.5, 0.4]])
+    colors = np.array([[0.4, 0.4, 0.4], [0.5, 0.4, 0.3]])
     images, labels = torch.randint(64, 192, (2, 3, 4, 4), dtype=torch.uint8), torch.randint(2, (2, 4, 4))
     rows = comparison_rows(images, labels, torch.randn(2, 2, 4, 4), colors)
     assert torch.equal(rows["quantized ground truth"], labels_to_rgb(labels, colors))
 
 
 def test_a_palette_of_chromas_is_drawn_with_the_gray():
+    """Also one with a saturated chroma, which is clipped to 0..1, so that its mean is a little less than 1/2."""
     images = torch.randint(64, 192, (2, 3, 4, 4), dtype=torch.uint8)
-    palette = 0.5 + np.array([[0.1, -0.05, -0.05], [-0.1, 0, 0.1]])
-    labels = torch.randint(2, (2, 4, 4))
-    rows = comparison_rows(images, labels, torch.randn(2, 2, 4, 4), palette)
+    palette = np.array([[0.6, 0.45, 0.45], [0.4, 0.5, 0.6], [0.224, 0.224, 1]])
+    labels, gray = torch.randint(2, (2, 4, 4)), to_gray(images)
+    rows = comparison_rows(images, labels, torch.randn(2, 3, 4, 4), palette)
     for picture in rows.values():
-        assert torch.allclose(picture.mean(1, keepdim=True), to_gray(images), atol=1e-5)
-    expected = torch.from_numpy(palette - 0.5).float()[labels].permute(0, 3, 1, 2) + to_gray(images)
+        assert torch.allclose(picture.mean(1, keepdim=True), gray, atol=1e-5)
+    expected = torch.from_numpy(palette - 0.5).float()[labels].permute(0, 3, 1, 2) + gray
     assert torch.allclose(rows["quantized ground truth"], expected, atol=1e-5)

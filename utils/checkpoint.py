@@ -106,12 +106,14 @@ def load_checkpoint(path: Path, palette: np.ndarray | None = None, **architectur
         if getattr(checkpoint, name) != value:
             difference = f"{name.replace('num_', 'number of ')} is {getattr(checkpoint, name)}, not {value}"
             raise UserError(f"{path}: its {difference}; name another file, or the script and flags that fit it")
-    own = checkpoint.palette
-    if palette is not None and own is not None:
-        hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
+    if palette is not None:
+        own = checkpoint.palette
+        if own is None:
+            raise UserError(f"{path}: a {checkpoint.model} predicts RGB, not palette colors; leave --colors out")
         if len(own) != len(palette):
-            hint = f"it has {len(own)} colors, not {len(palette)}; leave --colors out"
-        if len(own) != len(palette) or not np.allclose(own, palette, rtol=0, atol=1e-6):
+            raise UserError(f"{path}: it has {len(own)} colors, not the {len(palette)} of --colors; leave --colors out")
+        if not np.allclose(own, palette, rtol=0, atol=1e-6):
+            hint = "leave --colors out, or name the --seed and --holdout that it was fitted with"
             raise UserError(f"{path}: not made with the palette of --colors; {hint}")
     if checkpoint.model not in NETWORKS:
         raise UserError(f"{path}: unknown network {checkpoint.model!r:.50}; the known ones are {', '.join(NETWORKS)}")
@@ -237,5 +239,7 @@ def pretrained_path(photographs: bool = False, **architecture: Any) -> Path:
     path = PROJECT / "weights" / name
     if not path.exists():
         shipped = ", ".join(sorted(file.name for file in path.parent.glob("*.pkl")))
-        raise UserError(f"{path}: no such weights are shipped; train it, or name a file with --checkpoint ({shipped})")
+        raise UserError(
+            f"{path}: no such weights are shipped, only {shipped}; train the network, or name a file with --checkpoint"
+        )
     return path
