@@ -50,13 +50,11 @@ class ImageSource:
     @property
     def cifar10_folder(self) -> Path | None:
         """The folder of CIFAR-10, or None for another source."""
-        if self.location == "cifar10":
-            folder = Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10").expanduser()
-        else:
-            folder = Path(self.location)
+        default = Path(os.environ.get("COLORIZATION_DATA") or PROJECT / "cifar10").expanduser()
+        folder = default if self.location == "cifar10" else Path(self.location)
         folder = folder.parent if folder.name == FOLDER and not contains_cifar10(folder) else folder
-        is_cifar10 = self.location == "cifar10" or (self.location != "sample" and contains_cifar10(folder))
-        return folder if is_cifar10 else None
+        is_album = self.location == "sample" or (self.location != "cifar10" and not contains_cifar10(folder))
+        return None if is_album else folder
 
     @property
     def is_album(self) -> bool:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import ImageSource, palette_file, palette_for
 from models import NETWORKS
-from pictures.decoding import TEMPERATURE, apply_chroma
+from pictures.decoding import TEMPERATURE, apply_chroma, with_inputs_gray
 from pictures.metrics import colorfulness, psnr
 from sources.cifar10 import CLASSES
 from training.evaluation import evaluate_pictures
@@ -92,14 +92,12 @@ def rarity_weights(true_lab):
     return 1 / shares[bins[..., 0], bins[..., 1]]
 
 
-def compared_panels(panels, source):
+def compared_panels(panels, source, palette):
     """Return rows of pictures, with the trivial answers and the best that the palette allows, and the truth."""
-    truth, gray = panels.pop("ground truth"), panels["grayscale input"][:, :1]
+    truth = panels.pop("ground truth")
     mean = source.training_images().mean((0, 2, 3), dtype=torch.float32).view(1, 3, 1, 1) / 256
-    panels["dataset mean, with the input's gray"] = apply_chroma(mean, gray)
-    for label in {"prediction", "quantized ground truth"} & panels.keys():
-        panels[f"{label}, with the input's gray"] = apply_chroma(panels[label], gray)
-    return panels | {"ground truth": truth}, truth
+    panels["dataset mean, with the input's gray"] = apply_chroma(mean, panels["grayscale input"][:, :1])
+    return with_inputs_gray(panels, palette) | {"ground truth": truth}, truth
 
 
 def main(argv):
@@ -123,7 +121,7 @@ def main(argv):
     source = replace(source, working_size=checkpoint.working_size, crop_size=net.training_size)
     dataset = source.validation_set(checkpoint.palette, torch.device("cpu"))
     metrics, panels = evaluate_pictures(net, dataset, args.temperature or TEMPERATURE)
-    measured = measure(*compared_panels(panels, source))
+    measured = measure(*compared_panels(panels, source, checkpoint.palette))
     means = {label: [row[name]["mean"] for name in NAMES] for label, row in measured.items()}
     rows = [[label, *("" if mean is None else f"{mean:#.4g}" for mean in row)] for label, row in means.items()]
     print_table([f"{checkpoint.model}, {source}", *NAMES.values()], rows)

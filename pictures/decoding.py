@@ -17,9 +17,9 @@ def palette_tensor(palette: Palette, device: torch.device) -> Tensor:
     return torch.as_tensor(palette, dtype=torch.float32, device=device)
 
 
-def has_only_chromas(palette: np.ndarray | None) -> bool:
+def has_only_chromas(palette: np.ndarray) -> bool:
     """Return whether the gray of all colors is about 1/2, as data.py --chroma fits a palette."""
-    return palette is not None and bool(abs(palette.mean(1) - 0.5).max() < 0.05)
+    return bool(abs(palette.mean(1) - 0.5).max() < 0.05)
 
 
 def labels_to_rgb(labels: Tensor, palette: Palette) -> Tensor:
@@ -92,3 +92,14 @@ def comparison_rows(
         if has_only_chromas(palette):
             rows = {label: apply_chroma(picture, gray) for label, picture in rows.items()}
     return rows | {"ground truth": truth}
+
+
+def with_inputs_gray(panels: dict[str, Tensor], palette: np.ndarray | None) -> dict[str, Tensor]:
+    """Return comparison_rows() and the palette's best colors, or the prediction of RGB, with the gray of the input.
+
+    Pictures of a palette of chromas have it already.
+    """
+    if palette is not None and has_only_chromas(palette):
+        return panels
+    label = "prediction" if palette is None else "quantized ground truth"
+    return panels | {f"{label}, with the input's gray": apply_chroma(panels[label], panels["grayscale input"][:, :1])}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data import ImageDataset, ImageSource, to_gray
 from models import Network, device_of, predict
-from pictures.decoding import TEMPERATURE, apply_chroma, comparison_rows, has_only_chromas
+from pictures.decoding import TEMPERATURE, comparison_rows, with_inputs_gray
 from pictures.metrics import colorfulness, psnr
 from pictures.plots import preload_matplotlib, save_image_grid
 from utils import distributed
@@ -83,9 +83,8 @@ def run_validation(
     title = f"{checkpoint.model}, {source}: {format_metrics(**metrics)}"
     save_image_grid(path, title, {label: panel[:NUM_SAMPLES] for label, panel in panels.items()})
     print(f"saved {path}")
-    truth, label = panels.pop("ground truth"), "quantized ground truth" if checkpoint.is_classifier else "prediction"
-    if not has_only_chromas(checkpoint.palette):  # whose pictures have it already
-        panels[f"{label}, with the input's gray"] = apply_chroma(panels[label], panels["grayscale input"][:, :1])
+    truth = panels.pop("ground truth")
+    panels = with_inputs_gray(panels, checkpoint.palette)
     rows = [(label, f"{psnr(each, truth):.2f}", f"{colorfulness(each).mean():.1f}") for label, each in panels.items()]
     print_table(["", "PSNR (dB)", "colorfulness"], [*rows, ("ground truth", "", f"{colorfulness(truth).mean():.1f}")])
 

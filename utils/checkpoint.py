@@ -239,7 +239,6 @@ def pretrained_path(photographs: bool = False, **architecture: Any) -> Path:
     path = PROJECT / "weights" / name
     if not path.exists():
         shipped = ", ".join(sorted(file.name for file in path.parent.glob("*.pkl")))
-        raise UserError(
-            f"{path}: no such weights are shipped, only {shipped}; train the network, or name a file with --checkpoint"
-        )
+        advice = "train the network, or name a file with --checkpoint"
+        raise UserError(f"{path}: no such weights are shipped, only {shipped}; {advice}")
     return path
