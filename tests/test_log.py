@@ -359,7 +359,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, small_palette):
 
 
 def test_a_killed_process_leaves_whole_files(cifar, small_palette, monkeypatch):
-    """SIGKILL at 20 moments, half random, half in a save; each next process goes on from what the last one left."""
+    """SIGKILL at 30 moments, half random, half in a save; each next process goes on from what the last one left."""
     monkeypatch.setenv("PYTHONPATH", str(PROJECT / "tests"))  # so that what is preloaded is found
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_log"])
@@ -367,7 +367,7 @@ def test_a_killed_process_leaves_whole_files(cifar, small_palette, monkeypatch):
     argv = [*TINY, "-e", "9999", "-c", str(small_palette), "--data", str(cifar)]
     state, weights = Path("outputs/unet_k3_f2.state"), Path("outputs/unet_k3_f2.pkl")
     epochs, killed_parts = [0], 0
-    for turn in range(20):
+    for turn in range(30):
         process = context.Process(target=train_small, args=(ROWS, [*argv, *(["--resume"] if epochs[-1] else [])]))
         process.start()
         seen = state.stat().st_mtime_ns if state.exists() else 0
